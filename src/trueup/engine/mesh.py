@@ -1,0 +1,102 @@
+"""The processes of a run: one, or many under torchrun. Everyone holds the global batch; the mesh shares out rows
+and gathers results, so that nothing above the engine mentions a rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+Shares = list[list[int]]
+"""The global row indices of each rank; together every row once."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This process among `world` of them."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def from_env(cls, device: str = "auto") -> Mesh:
+        """From the environment that torchrun sets (a world of 1 without it). `auto` takes CUDA where there is one.
+
+        Starts the process group: nccl on CUDA, gloo on CPUs.
+        """
+        world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            device = f"cuda:{local}"
+            torch.cuda.set_device(local)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(int(os.environ.get("RANK", 0)), world, torch.device(device))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def shard(self, costs: Sequence[float]) -> Shares:
+        """The rows of each rank, balanced by cost; the same answer on every rank."""
+        shares: Shares = [[] for _ in range(self.world)]
+        load = [0.0] * self.world
+        for row in sorted(range(len(costs)), key=lambda r: -costs[r]):
+            rank = min(range(self.world), key=lambda r: (load[r], len(shares[r])))
+            shares[rank].append(row)
+            load[rank] += costs[row]
+        return shares
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Added over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather_rows(self, mine: Tensor, shares: Shares) -> Tensor:
+        """Rows [len(shares[rank]), ...] of every rank, put at their global indices [B, ...]."""
+        total = sum(map(len, shares))
+        if self.world == 1:
+            parts = [mine]
+        else:
+            # all_gather wants equal shapes.
+            most = max(map(len, shares))
+            padded = mine.new_zeros(most, *mine.shape[1:])
+            padded[: len(mine)] = mine
+            parts = [torch.empty_like(padded) for _ in range(self.world)]
+            dist.all_gather(parts, padded)
+        out = mine.new_empty(total, *mine.shape[1:])
+        for part, rows in zip(parts, shares, strict=True):
+            out[torch.tensor(rows, dtype=torch.long, device=mine.device)] = part[: len(rows)]
+        return out
+
+    def gather_objects(self, mine: Sequence[T], shares: Shares) -> list[T]:
+        """Python objects of every rank, put at their global indices."""
+        parts: list[Any] = [list(mine)]
+        if self.world > 1:
+            parts = [None] * self.world
+            dist.all_gather_object(parts, list(mine))
+        out: list[Any] = [None] * sum(map(len, shares))
+        for part, rows in zip(parts, shares, strict=True):
+            for row, value in zip(rows, part, strict=True):
+                out[row] = value
+        return out
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Ends the process group that `from_env` started."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()

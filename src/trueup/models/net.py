@@ -1,0 +1,121 @@
+"""A policy, a critic or a reward model as one module from a batch of rectangles to named outputs.
+
+token index      0    1    2    3    4    5        row: prompt ids, completion ids, end token, then anything
+ids              p0   p1   c0   c1   end  -        lengths = 5
+mask             .    .    T    T    T    .        the tokens whose log-prob counts
+read at          .    .    h1   h2   h3   .        log-prob and value of token i come from hidden state i - 1
+score            .    .    .    .    h4   .        a reward model reads the state at lengths - 1
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trueup.models.forward import device_of, hidden_states, packs
+from trueup.models.logprobs import Head, exact_kl, token_logprobs
+
+Kind = Literal["policy", "critic", "reward"]
+Batch = dict[str, Tensor]
+
+
+class Net(nn.Module):
+    """`kind` says what is read from the model; see `forward`. Dropout is off, so that equal inputs and weights give
+    equal outputs in sampling, scoring and training.
+
+    mean, std: buffers of the scalar kinds; output = (raw - mean) / std. They are not part of the model's weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: PreTrainedModel, kind: Kind, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = no_dropout(model)
+        packs(model, 1)
+        self.kind: Kind = kind
+        self.temperature = temperature
+        device = device_of(model)
+        self.register_buffer("mean", torch.zeros((), device=device))
+        self.register_buffer("std", torch.ones((), device=device))
+
+    def set_affine(self, mean: float, std: float) -> None:
+        """From now on a scalar output is (raw - mean) / std."""
+        self.mean.fill_(mean)
+        self.std.fill_(std)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """ids [B, L] or pairs [B, 2, L], lengths [B] or [B, 2], mask as ids (True = counts; False in column 0).
+
+        policy: logprobs and entropy, shaped as ids, of softmax(logits / temperature), zero outside the mask
+        critic: values, shaped as ids, zero outside the mask
+        reward: scores, shaped as lengths
+        """
+        ids, lengths = batch["ids"].flatten(0, -2), batch["lengths"].flatten()
+        if self.kind == "reward":
+            hidden, flat = hidden_states(self.model, ids, lengths.tolist())
+            last = flat.gather(1, lengths[:, None] - 1)[:, 0]
+            return {"scores": self._scalar(hidden, last).view(batch["lengths"].shape)}
+        mask = batch["mask"].flatten(0, -2)
+        hidden, read = self._read(ids, lengths, mask)
+        if self.kind == "critic":
+            return {"values": self._fill(batch["ids"], mask, self._scalar(hidden, read))}
+        logprobs, entropy = token_logprobs(
+            hidden.index_select(0, read), Head.of(self.model), ids[mask], temperature=self.temperature
+        )
+        shape = batch["ids"]
+        return {"logprobs": self._fill(shape, mask, logprobs), "entropy": self._fill(shape, mask, entropy)}
+
+    def _read(self, ids: Tensor, lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, d], and for each counted token where the state that predicts it stands [M]."""
+        # The last token of a row predicts nothing that counts, so it need not go through the model.
+        hidden, flat = hidden_states(self.model, ids, (lengths - 1).clamp(min=1).tolist())
+        return hidden, flat[:, :-1][mask[:, 1:]]
+
+    def _scalar(self, hidden: Tensor, read: Tensor) -> Tensor:
+        raw = score_head(self.model)(hidden.index_select(0, read))[:, 0].float()
+        return (raw - self.mean) / self.std
+
+    @staticmethod
+    def _fill(shape: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+        out = values.new_zeros(mask.shape)
+        return out.masked_scatter(mask, values).view(shape.shape)
+
+    def outputs_like(self, batch: Batch) -> dict[str, Tensor]:
+        """Zeros of the names and shapes that `forward` gives."""
+        if self.kind == "reward":
+            return {"scores": torch.zeros_like(batch["lengths"], dtype=torch.float32)}
+        zero = torch.zeros_like(batch["ids"], dtype=torch.float32)
+        return {"values": zero} if self.kind == "critic" else {"logprobs": zero, "entropy": zero}
+
+
+@torch.no_grad()
+def exact_kl_per_token(policy: Net, reference: Net, batch: Batch) -> Tensor:
+    """KL(policy || reference) over the vocabulary at each counted token, in nats [B, L]; zero outside the mask."""
+    ids, lengths, mask = batch["ids"].flatten(0, -2), batch["lengths"].flatten(), batch["mask"].flatten(0, -2)
+    hidden, read = policy._read(ids, lengths, mask)
+    ref_hidden, ref_read = reference._read(ids, lengths, mask)
+    kl = exact_kl(
+        hidden.index_select(0, read),
+        Head.of(policy.model),
+        ref_hidden.index_select(0, ref_read),
+        Head.of(reference.model),
+        temperature=policy.temperature,
+    )
+    return Net._fill(batch["ids"], mask, kl)
+
+
+def score_head(model: PreTrainedModel) -> nn.Module:
+    """The linear layer that turns a hidden state into one number."""
+    return model.score  # type: ignore[return-value]
+
+
+def no_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with every dropout at zero and in eval mode; its config keeps what it says."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.eval()
