@@ -1,0 +1,40 @@
+"""The tensor functions of the field: pure and unreduced, on torch alone.
+
+Tensors and keyword coefficients in, a tensor out; formula, shapes, units and source in each docstring. No
+config, no device, no logging. Values outside a mask are zero and never read.
+"""
+
+from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate
+from trueup.math.masked import masked_mean, masked_var, whiten
+from trueup.math.ppo import (
+    approx_kl,
+    clip_fraction,
+    explained_variance,
+    gae,
+    ppo_policy_loss,
+    ppo_value_loss,
+    shape_rewards,
+)
+from trueup.math.preference import bradley_terry_loss, center_penalty
+from trueup.math.statistics import bootstrap_interval, expected_calibration_error, wilson_interval
+
+__all__ = [
+    "AdaptiveKL",
+    "approx_kl",
+    "bootstrap_interval",
+    "bradley_terry_loss",
+    "center_penalty",
+    "clip_fraction",
+    "exact_kl",
+    "expected_calibration_error",
+    "explained_variance",
+    "gae",
+    "kl_estimate",
+    "masked_mean",
+    "masked_var",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "shape_rewards",
+    "whiten",
+    "wilson_interval",
+]

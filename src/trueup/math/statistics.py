@@ -1,0 +1,83 @@
+"""How sure a measured figure is: calibration of probabilities, and intervals.
+
+Unlike the rest of `trueup.math` these reduce, work in float64 on the CPU, and give plain numbers where one
+number is the answer. They check their input, since they run once at the end of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Numbers = Tensor | Sequence[float]
+
+
+def expected_calibration_error(p: Numbers, outcome: Numbers, bins: int = 10) -> tuple[float, list[dict[str, float]]]:
+    """How far stated probabilities are from what happened: sum_b n_b / N |mean p - mean outcome| over bins b.
+
+    p [N] in [0, 1], outcome [N] in [0, 1] (soft ones too), `bins` of equal width, a value on an edge
+    belonging to the upper one -> (error in [0, 1], the reliability table: for each bin that is not empty, in
+    order, {lower, upper, n, confidence: mean p, observed: mean outcome}). No values: (0.0, []). ValueError
+    where the shapes do not fit, a value is not a probability, or bins is below 1. Source:
+    Naeini et al. 2015; Guo et al. 2017, equation 3.
+    """
+    p = torch.as_tensor(p, dtype=torch.float64)
+    outcome = torch.as_tensor(outcome, dtype=torch.float64)
+    if p.shape != outcome.shape or p.ndim != 1 or bins < 1:
+        raise ValueError(f"p {tuple(p.shape)} and outcome {tuple(outcome.shape)} must be [N]; bins {bins} >= 1")
+    for name, x in (("p", p), ("outcome", outcome)):
+        if not ((x >= 0) & (x <= 1)).all():
+            raise ValueError(f"{name} holds what is not a probability")
+    index = (p * bins).long().clamp(max=bins - 1)
+    error, table = 0.0, []
+    for b in range(bins):
+        n = int((index == b).sum())
+        if n == 0:
+            continue
+        confidence, observed = p[index == b].mean().item(), outcome[index == b].mean().item()
+        error += n / len(p) * abs(confidence - observed)
+        table.append(
+            {"lower": b / bins, "upper": (b + 1) / bins, "n": n, "confidence": confidence, "observed": observed}
+        )
+    return error, table
+
+
+def wilson_interval(wins: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a rate from `wins` successes (ties count one half) in n independent trials.
+
+        (w + z^2 / 2 +- z sqrt(w (n - w) / n + z^2 / 4)) / (n + z^2),   z the normal quantile of `level`
+
+    -> (low, high) in [0, 1]; (0, 1) where n is 0. ValueError unless 0 <= wins <= n and 0 < level < 1.
+    Source: Wilson 1927.
+    """
+    if not 0 <= wins <= n or not 0 < level < 1:
+        raise ValueError(f"{wins} wins of {n} at level {level}")
+    if n == 0:
+        return 0.0, 1.0
+    z = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
+    middle, half = wins + z**2 / 2, z * (wins * (n - wins) / n + z**2 / 4) ** 0.5
+    return max(0.0, (middle - half) / (n + z**2)), min(1.0, (middle + half) / (n + z**2))
+
+
+def bootstrap_interval(
+    values: Numbers, *, seed: int, level: float = 0.95, samples: int = 10_000
+) -> tuple[Tensor, Tensor]:
+    """Percentile bootstrap interval of the mean over the first axis.
+
+    values [N, ...], rows independent (a prompt each, not a token) -> (low [...], high [...]) float64 in the
+    unit of the values: the quantiles (1 -+ level) / 2 of the means of `samples` resamples of N rows. Rows are
+    drawn whole, so that differences of columns keep their pairing. The same seed gives the same interval.
+    ValueError for no rows, or unless 0 < level < 1. Source: Efron 1979; Efron and Tibshirani 1993, chapter
+    13.
+    """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if not len(values) or not 0 < level < 1:
+        raise ValueError(f"values {tuple(values.shape)} at level {level}")
+    generator = torch.Generator().manual_seed(seed)
+    n = len(values)
+    draws = (torch.randint(n, (n,), generator=generator) for _ in range(samples))
+    means = torch.stack([values[rows].mean(0) for rows in draws])
+    low, high = (means.quantile(q, dim=0) for q in ((1 - level) / 2, (1 + level) / 2))
+    return low, high
