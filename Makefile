@@ -1,0 +1,43 @@
+# make demo: set-up and the whole pipeline on the built-in world.   make test: set-up and the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-all lint mutate system clean
+
+demo: $(VENV)/.installed
+	$(BIN)/trueup demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not long and not browser"
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "long or browser"
+	$(BIN)/python scripts/mutate.py
+
+mutate: $(VENV)/.installed-dev
+	$(BIN)/python scripts/mutate.py
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/mypy
+
+# What the long tests need from Debian: a browser.
+system:
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,5 @@
+"""`python -m trueup`, as torchrun starts it."""
+
+from trueup.cli import main
+
+main()

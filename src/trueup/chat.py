@@ -1,0 +1,68 @@
+"""Talk to a model in the terminal, or to two side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.columns import Columns
+from rich.panel import Panel
+from rich.text import Text
+
+from trueup.data.chat import Chat
+from trueup.engine.mesh import Mesh
+from trueup.engine.sampler import Sampler, Sampling
+from trueup.models.load import load_policy
+from trueup.records import Message, UserError
+from trueup.run import console
+
+POLICIES = ("ppo", "sft")
+
+
+def find_model(folder: Path) -> Path:
+    """The model that a path means: a model's own folder, a stage's `final/`, or a run's last trained policy."""
+    if (folder / "model.safetensors").exists() or list(folder.glob("model-*.safetensors")):
+        return folder
+    if (folder / "final").is_dir():
+        return folder / "final"
+    if (folder / "recipe.json").exists():
+        stages = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["stages"]
+        for stage in reversed(list(stages.values())):
+            record = folder / stage / "manifest.json"
+            if record.exists() and (folder / stage / "final").is_dir():
+                if json.loads(record.read_text(encoding="utf-8"))["phase"] in POLICIES:
+                    return folder / stage / "final"
+        raise UserError(f"{folder}: no policy has been trained in this run yet")
+    raise UserError(f"{folder}: neither a run, a stage nor a model's folder")
+
+
+def talk(folders: list[Path], *, temperature: float, max_tokens: int, seed: int) -> None:
+    """Reads questions until an empty line or the end of input; /new starts a new conversation."""
+    mesh = Mesh.from_env("auto")
+    paths = [find_model(f) for f in folders]
+    chats = [Chat.load(p) for p in paths]
+    samplers = [Sampler(load_policy(str(p), device=mesh.device), end_id=c.end_id, pad_id=c.pad_id, decode=c.decode, mesh=mesh)
+                for p, c in zip(paths, chats, strict=True)]
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature or 1.0, greedy=temperature == 0)
+    histories: list[list[Message]] = [[] for _ in folders]
+    console.print("An empty line ends; /new starts a new conversation.", style="dim")
+    turn = 0
+    while True:
+        try:
+            question = console.input("[bold]you[/bold]  ").strip()
+        except (EOFError, KeyboardInterrupt):
+            question = ""
+        if not question:
+            return
+        if question == "/new":
+            histories = [[] for _ in folders]
+            continue
+        panels = []
+        for path, chat, sampler, history in zip(paths, chats, samplers, histories, strict=True):
+            history.append({"role": "user", "content": question})
+            answer = sampler.sample([chat.prompt_ids(history)], sampling, seed=seed, step=turn)[0]
+            history.append({"role": "assistant", "content": answer.text})
+            note = "" if answer.ended else f" [cut at {max_tokens} tokens]"
+            panels.append(Panel(Text(answer.text + note), title=str(path), title_align="left"))
+        console.print(Columns(panels, equal=True, expand=True) if len(panels) > 1 else panels[0])
+        turn += 1

@@ -1,0 +1,216 @@
+"""The command line. It composes; nothing else does. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trueup.records import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+                  help="RLHF whole, and the proof that it worked. Start with [bold]trueup demo[/bold].")
+world_app = typer.Typer(no_args_is_help=True, help="The built-in world: tasks with a known gold score, and a small base model.")
+app.add_typer(world_app, name="world")
+
+Keys = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys: optim.lr=1e-4", show_default=False)]
+Runs = Annotated[Path, typer.Option(help="Where runs are kept.")]
+Name = Annotated[str, typer.Option(help="Name of the run.")]
+RUNS = Path("runs")
+
+
+@app.command()
+def demo(assignments: Keys = None, runs: Runs = RUNS) -> None:
+    """The whole pipeline on the built-in world: SFT, reward model, PPO, measured. No download."""
+    _run("world", assignments or [], runs)
+
+
+@app.command()
+def run(recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, world-gold, own.")],
+        assignments: Keys = None, runs: Runs = RUNS,
+        dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False) -> None:
+    """Run a recipe's stages in order: trueup run RECIPE.yaml ppo.kl_coef=0.1. What is done and unchanged is skipped."""
+    _run(recipe, assignments or [], runs, dry)
+
+
+def _run(source: str, assignments: list[str], runs: Path, dry: bool = False) -> None:
+    from trueup.recipe import load_recipe, resolve, run_recipe
+    from trueup.run import console
+
+    recipe = load_recipe(source, assignments)
+    if dry:
+        for stage in resolve(recipe, runs):
+            console.print(f"{'done' if stage.done else 'due ':4}  {stage.name:12} {stage.phase:9} {stage.folder}", markup=False)
+        return
+    stages = run_recipe(recipe, runs)
+    if int(os.environ.get("RANK", 0)) == 0:
+        _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"])
+
+
+def _close(folder: Path, evaluations: list[Path]) -> None:
+    """The closing table and the report's place."""
+    import json
+
+    from trueup.report import write_report
+    from trueup.report.closing import closing_table, examples_table
+    from trueup.run import console
+
+    for evaluation in evaluations:
+        results = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))
+        console.print(closing_table(results))
+        console.print(examples_table(results))
+    console.print(f"report: {write_report(folder)}", markup=False)
+
+
+def _stage(phase: str, assignments: list[str] | None, name: str, runs: Path) -> None:
+    from trueup.config import numbers, override
+    from trueup.recipe import PHASES
+
+    if not assignments:
+        raise UserError(f"trueup {phase} needs keys, such as model=... ; trueup keys {phase} lists them all")
+    keys = numbers(override({}, assignments))
+    _run_data({"name": name, "stages": {phase: {"phase": phase, **keys}}}, runs)
+    assert phase in PHASES
+
+
+def _run_data(data: dict[str, Any], runs: Path) -> None:
+    from trueup.recipe import load_recipe, run_recipe
+
+    recipe = load_recipe(data)
+    stages = run_recipe(recipe, runs)
+    if int(os.environ.get("RANK", 0)) == 0:
+        _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"])
+        from trueup.run import console
+
+        console.print(f"made: {stages[-1].folder}", markup=False)
+
+
+@app.command()
+def sft(assignments: Keys = None, name: Name = "sft", runs: Runs = RUNS) -> None:
+    """Supervised fine-tuning: model=BASE data=DEMONSTRATIONS.jsonl"""
+    _stage("sft", assignments, name, runs)
+
+
+@app.command()
+def reward(assignments: Keys = None, name: Name = "reward", runs: Runs = RUNS) -> None:
+    """Train a reward model: model=SFT data=COMPARISONS.jsonl"""
+    _stage("reward", assignments, name, runs)
+
+
+@app.command()
+def ppo(assignments: Keys = None, name: Name = "ppo", runs: Runs = RUNS) -> None:
+    """PPO under a KL penalty: model=SFT scorer=REWARD_MODEL prompts=PROMPTS.jsonl"""
+    _stage("ppo", assignments, name, runs)
+
+
+@app.command()
+def generate(assignments: Keys = None, name: Name = "generate", runs: Runs = RUNS) -> None:
+    """Sample answers: model=MODEL prompts=PROMPTS.jsonl n=2"""
+    _stage("generate", assignments, name, runs)
+
+
+@app.command()
+def judge(assignments: Keys = None, name: Name = "judge", runs: Runs = RUNS) -> None:
+    """Label pairs of sampled answers: completions=COMPLETIONS.jsonl judge=module:function"""
+    _stage("judge", assignments, name, runs)
+
+
+@app.command()
+def score(assignments: Keys = None, name: Name = "score", runs: Runs = RUNS) -> None:
+    """Score answers: completions=COMPLETIONS.jsonl scorer=REWARD_MODEL"""
+    _stage("score", assignments, name, runs)
+
+
+@app.command()
+def evaluate(assignments: Keys = None, name: Name = "evaluate", runs: Runs = RUNS) -> None:
+    """Compare models: models.sft=A models.ppo=B prompts=PROMPTS.jsonl judge=HELD_OUT_REWARD_MODEL"""
+    _stage("evaluate", assignments, name, runs)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/world.")]) -> None:
+    """Write RUN/report.html again."""
+    if not (folder / "recipe.json").exists():
+        raise UserError(f"{folder}: not a run (no recipe.json here)")
+    from trueup.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+@app.command()
+def chat(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, one of its stages, or a model's folder.")],
+         beside: Annotated[Path | None, typer.Option(help="A second model, answered side by side.")] = None,
+         temperature: Annotated[float, typer.Option(min=0, help="0 answers greedily.")] = 1.0,
+         max_tokens: Annotated[int, typer.Option(min=1)] = 128, seed: int = 0) -> None:
+    """Talk to a trained model; with --beside, to two at once."""
+    from trueup.chat import talk
+
+    talk([folder] if beside is None else [folder, beside], temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+@app.command()
+def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo.")]) -> None:
+    """Every key of a phase, with its default and what it means."""
+    import importlib
+
+    from trueup.recipe import PHASES
+    from trueup.run import console
+
+    if phase not in PHASES:
+        raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(PHASES)}")
+    module, cls = PHASES[phase]
+    _print_keys(getattr(importlib.import_module(module), cls), "", console)
+
+
+def _print_keys(cls: Any, prefix: str, console: Any) -> None:
+    from pydantic import BaseModel
+
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and field.default is not None:
+            _print_keys(field.annotation, f"{prefix}{name}.", console)
+        else:
+            default = "required" if field.is_required() else repr(field.default)
+            console.print(f"{prefix}{name} = {default}", markup=False, style="bold")
+            if field.description:
+                console.print(f"    {' '.join(field.description.split())}", markup=False)
+
+
+@world_app.command("export")
+def world_export(folder: Annotated[Path, typer.Argument(help="Where the JSONL files go.")], seed: int = 0) -> None:
+    """Write the world's base model, demonstrations and prompts as ordinary files."""
+    from trueup.world import export
+
+    for path in export(folder, seed=seed).values():
+        print(path)
+
+
+@world_app.command("build")
+def world_build(out: Annotated[Path, typer.Option(help="Where the base model goes.")] = Path("world-base"),
+                tokens: Annotated[float, typer.Option(help="Tokens to pretrain on; 0 for the shipped model's number.")] = 0,
+                seed: int = 0) -> None:
+    """Train the tokenizer and the base model from the world's own corpus, and measure them."""
+    from trueup.world.build import build
+
+    build(out, seed=seed, **({"tokens": int(tokens)} if tokens else {}))
+
+
+def main() -> None:
+    """Bad input ends in one line and exit code 2; a stop by the user says how to go on."""
+    try:
+        app()
+    except UserError as error:
+        print(f"trueup: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ntrueup: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except FloatingPointError as error:
+        print(f"trueup: {error}; nothing was written after it, the last checkpoint is kept", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The one base for configs: frozen pydantic models, YAML files, dotted overrides, errors that name the key.
+
+Default < YAML < `dotted.key=value`. A phase's config stands beside its loop and is composed, never inherited
+(`optim: Optim`). Attribute docstrings are the help. A key marked `display()` changes what is shown or how often
+the run is saved, never the result, and so stays out of a stage's key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trueup.records import UserError
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, unknown keys refused, attribute docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def display(default: Any, **constraints: Any) -> Any:
+    """A field that changes what is shown or kept, not what is computed: left out of the stage's key."""
+    return Field(default, json_schema_extra={"display": True}, **constraints)
+
+
+def parse(cls: type[C], data: Mapping[str, Any], where: str) -> C:
+    """`data` as a `cls`. Raises UserError naming `where`, the key, what was expected, and the nearest known key."""
+    try:
+        return cls.model_validate(dict(data))
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(cls, item) for item in error.errors())) from None
+
+
+def _explain(cls: type[BaseModel], item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        owner: Any = cls
+        for part in path[:-1]:
+            field = getattr(owner, "model_fields", {}).get(part)
+            owner = field.annotation if field is not None else None
+        known = list(getattr(owner, "model_fields", {}))
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key '{key}'; {hint}"
+    if item["type"] == "missing":
+        return f"key '{key}' is missing"
+    return f"key '{key}': {item['msg']} (got {item['input']!r})"
+
+
+def key_fields(config: BaseModel) -> dict[str, Any]:
+    """The config as JSON-ready data without its display keys: what a stage's key is made from."""
+    out: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("display"):
+            continue
+        value = getattr(config, name)
+        out[name] = key_fields(value) if isinstance(value, BaseModel) else _plain(value)
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return key_fields(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError naming file and line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+    return data
+
+
+def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """`dotted.key=value` laid over nested data; values are read as YAML, so 1e-4 must parse as a number too."""
+    out = _copy(data)
+    for text in assignments:
+        key, sep, value = text.partition("=")
+        if not sep or not key:
+            raise UserError(f"'{text}': expected key=value, as in ppo.kl_coef=0.1")
+        here = out
+        *parents, last = key.split(".")
+        for part in parents:
+            child = here.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise UserError(f"'{text}': '{part}' holds a value, not keys")
+            here = child
+        here[last] = scalar(value)
+    return out
+
+
+def scalar(text: str) -> Any:
+    """A YAML value from the command line; YAML 1.1 reads 1e-4 as a string, people mean a number."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return numbers(value)
+
+
+def numbers(value: Any) -> Any:
+    """Strings such as '1e-4', which YAML 1.1 leaves as text, turned into the number that was meant."""
+    if isinstance(value, dict):
+        return {k: numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [numbers(v) for v in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return list(value) if isinstance(value, list) else value

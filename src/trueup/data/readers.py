@@ -1,0 +1,244 @@
+"""Files of records in the ecosystem's columns: JSONL and Parquet, .gz of JSONL.
+
+    messages                      a conversation whose last turn is the assistant's   -> Demonstration
+    prompt, completion            string or message list                              -> Demonstration
+    prompt                        string or message list                              -> Prompt
+    prompt, chosen, rejected      string or message list                              -> Preference
+    chosen, rejected              the prompt is what both conversations share         -> Preference
+
+Strings in `chosen`/`rejected` without a prompt may be "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts. Other columns
+(`category`, `label`, `margin`, `weight`, `rater`) are kept where they are known. A row that cannot be read stops
+the reader with file and line; a row that is readable but useless (chosen == rejected) is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from trueup.records import Completion, Demonstration, Message, Preference, Prompt, UserError
+
+T = TypeVar("T")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass
+class Rows(Generic[T]):
+    """What a reader found: the records, and how many rows were dropped and why."""
+
+    records: list[T]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def note(self) -> str:
+        """'1200 rows' or '1190 of 1200 rows (10 dropped: chosen == rejected)'."""
+        lost = sum(self.dropped.values())
+        if not lost:
+            return f"{len(self)} rows"
+        why = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items())
+        return f"{len(self)} of {len(self) + lost} rows (dropped: {why})"
+
+
+class BadRow(Exception):
+    """A row that cannot be read; the reader adds file and line."""
+
+
+def read_demonstrations(path: str | Path) -> Rows[Demonstration]:
+    return _read(path, _demonstration, "messages, or prompt and completion")
+
+
+def read_prompts(path: str | Path) -> Rows[Prompt]:
+    """Prompts; a preference or demonstration file serves too, its replies are left aside."""
+    return _read(path, _prompt, "prompt, messages, or chosen and rejected")
+
+
+def read_preferences(path: str | Path) -> Rows[Preference]:
+    return _read(path, _preference, "prompt, chosen and rejected, or chosen and rejected")
+
+
+def _read(path: str | Path, make: Callable[[dict[str, Any]], T | str], expected: str) -> Rows[T]:
+    path = Path(path)
+    rows: Rows[T] = Rows([])
+    for line, row in raw_rows(path):
+        try:
+            record = make(row)
+        except BadRow as error:
+            raise UserError(f"{path}, line {line}: {error} (expected columns: {expected})") from None
+        if isinstance(record, str):
+            rows.dropped[record] += 1
+        else:
+            rows.records.append(record)
+    if not rows.records:
+        raise UserError(f"{path}: no usable rows; {rows.note()}")
+    return rows
+
+
+def raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a JSONL, JSONL.gz or Parquet file. Raises UserError naming file and line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        try:
+            table = parquet.read_table(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a Parquet file: {error}") from None
+        yield from enumerate(table.to_pylist(), 1)
+        return
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"{path}: unknown kind of file; expected .jsonl, .jsonl.gz or .parquet")
+    raw = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    with raw as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _parse(path, number, line)
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise UserError(f"{path}: damaged gzip: {error}") from None
+
+
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: broken JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {number}: expected an object with columns, found {type(row).__name__}")
+    return row
+
+
+# columns to records
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    if isinstance(value, str):
+        return _transcript(value) or [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"column '{column}' must be text or a list of messages, found {type(value).__name__}")
+    out: list[Message] = []
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise BadRow(f"column '{column}': each message needs a role and a content that is text")
+        role = message.get("role")
+        if role not in ROLES:
+            raise BadRow(f"column '{column}': role {role!r}; expected one of {', '.join(ROLES)}")
+        out.append({"role": role, "content": message["content"]})
+    spoken = [m["role"] for m in out if m["role"] != "system"]
+    if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
+        raise BadRow(f"column '{column}': roles out of order ({', '.join(spoken)}); expected user, assistant, user, ...")
+    return out
+
+
+def _transcript(text: str) -> list[Message] | None:
+    """'\\n\\nHuman: ...\\n\\nAssistant: ...' as messages; None where the text is not one."""
+    if not text.lstrip().startswith("Human:"):
+        return None
+    out: list[Message] = []
+    for part in ("\n\n" + text.lstrip()).split("\n\nHuman:")[1:]:
+        human, *replies = part.split("\n\nAssistant:")
+        out.append({"role": "user", "content": human.strip()})
+        if replies:
+            out.append({"role": "assistant", "content": "\n\n".join(replies).strip()})
+    return out
+
+
+def _meta(row: dict[str, Any]) -> dict[str, Any]:
+    meta = dict(row["meta"]) if isinstance(row.get("meta"), dict) else {}
+    return meta | {name: row[name] for name in ("category", "gold_margin") if row.get(name) is not None}
+
+
+def _awaiting(messages: Sequence[Message], row: dict[str, Any], column: str) -> Prompt:
+    if not messages or messages[-1]["role"] == "assistant":
+        raise BadRow(f"column '{column}' must end with the user's turn")
+    return Prompt(tuple(messages), _meta(row))
+
+
+def _reply(value: Any, column: str) -> str:
+    if isinstance(value, list):
+        if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
+            raise BadRow(f"column '{column}' must hold one assistant message")
+        value = value[0].get("content")
+    if not isinstance(value, str):
+        raise BadRow(f"column '{column}' must be text, found {type(value).__name__}")
+    return value
+
+
+def _split(value: Any, column: str) -> tuple[list[Message], str]:
+    """A whole conversation as (what awaits the reply, the reply)."""
+    messages = _messages(value, column)
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(f"column '{column}' must end with the assistant's turn")
+    return messages[:-1], messages[-1]["content"]
+
+
+def _demonstration(row: dict[str, Any]) -> Demonstration | str:
+    if "messages" in row:
+        before, reply = _split(row["messages"], "messages")
+    elif "prompt" in row and "completion" in row:
+        before, reply = _messages(row["prompt"], "prompt"), _reply(row["completion"], "completion")
+    else:
+        raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
+    return Demonstration(_awaiting(before, row, "prompt"), reply) if reply.strip() else "empty replies"
+
+
+def _prompt(row: dict[str, Any]) -> Prompt | str:
+    if "prompt" in row:
+        return _awaiting(_messages(row["prompt"], "prompt"), row, "prompt")
+    if "messages" in row:
+        messages = _messages(row["messages"], "messages")
+        return _awaiting(messages[:-1] if messages[-1]["role"] == "assistant" else messages, row, "messages")
+    preference = _preference(row)
+    return preference if isinstance(preference, str) else preference.prompt
+
+
+def _preference(row: dict[str, Any]) -> Preference | str:
+    if "chosen" not in row or "rejected" not in row:
+        raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
+    if "prompt" in row:
+        before = _messages(row["prompt"], "prompt")
+        chosen, rejected = _reply(row["chosen"], "chosen"), _reply(row["rejected"], "rejected")
+    else:
+        before, chosen = _split(row["chosen"], "chosen")
+        other, rejected = _split(row["rejected"], "rejected")
+        if before != other:
+            return "pairs whose conversations differ before the last turn"
+    if chosen.strip() == rejected.strip():
+        return "chosen == rejected"
+    numbers = {}
+    for name, default in (("label", 1.0), ("margin", 0.0), ("weight", 1.0)):
+        value = row.get(name)
+        if value is not None and not isinstance(value, int | float):
+            raise BadRow(f"column '{name}' must be a number, found {value!r}")
+        numbers[name] = default if value is None else float(value)
+    if not 0 <= numbers["label"] <= 1 or numbers["weight"] < 0:
+        raise BadRow("column 'label' must lie in [0, 1] and 'weight' must not be negative")
+    stops = {True: "eos", False: "length"}
+    return Preference(
+        _awaiting(before, row, "prompt"),
+        Completion(chosen, stops[row.get("chosen_ended") is not False]),  # type: ignore[arg-type]
+        Completion(rejected, stops[row.get("rejected_ended") is not False]),  # type: ignore[arg-type]
+        rater=str(row.get("rater") or ""), **numbers)
+
+
+# splits
+
+
+def split_by_prompt(records: Sequence[T], share: float, prompt: Callable[[T], Prompt]) -> tuple[list[T], list[T]]:
+    """(train, held out): a prompt falls wholly on one side, by the hash of its content, about `share` held out."""
+    train: list[T] = []
+    held: list[T] = []
+    for record in records:
+        digest = hashlib.sha256(("split" + prompt(record).id).encode()).digest()
+        (held if int.from_bytes(digest[:8], "big") < share * 2**64 else train).append(record)
+    return train, held

@@ -1,0 +1,102 @@
+"""The supervised loop that SFT and the reward model share: epochs of shuffled rows, validation, the best kept.
+
+In order: batch, forward and backward, step; now and then validate and keep the best; checkpoint. A run that was
+cut off goes on from its last checkpoint and sees the very batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trueup.config import Config, display
+from trueup.data.batches import Batch, Order
+from trueup.engine.learner import Learner, LossFn, Optim
+from trueup.engine.mesh import Mesh
+from trueup.models.net import Net
+from trueup.run import Best, Run
+
+T = TypeVar("T")
+Precision = Literal["fp32", "bf16"]
+
+
+class Training(Config):
+    """How a supervised stage trains."""
+
+    epochs: float = Field(2.0, gt=0)
+    """How often every row is seen."""
+    batch: int = Field(32, gt=0)
+    """Rows of one optimizer step, over all processes."""
+    optim: Optim = Optim()
+    precision: Precision = "fp32"
+    """bf16 computes in bfloat16 and keeps fp32 masters."""
+    validate_every: float = Field(0.5, gt=0)
+    """Validate after this share of an epoch; the best weights are kept."""
+    patience: int = Field(0, ge=0)
+    """Stop after so many validations without a better one; 0 never stops early."""
+    save_every: int = display(50, gt=0)
+    """Steps between checkpoints to go on from."""
+
+
+def fit(run: Run, net: Net, mesh: Mesh, config: Training, rows: Sequence[T], *, seed: int,
+        make_batch: Callable[[Sequence[T]], Batch], loss_fn: LossFn,
+        validate: Callable[[Learner], Mapping[str, float]] | None,
+        save: Callable[[Path], None], load: Callable[[Path], None]) -> dict[str, Any]:
+    """Trains `net` on `rows`; afterwards it holds the best weights by `validation_loss`, or the last ones.
+
+    `save` and `load` write and read the model's weights as a folder; `validate` returns figures, among them
+    `validation_loss` (lower is better).
+    """
+    order = Order(len(rows), config.batch, seed)
+    steps = order.steps(config.epochs)
+    every = max(1, round(config.validate_every * len(rows) / config.batch))
+    learner = Learner(net, config.optim, mesh, steps=steps, precision=config.precision)
+    best = Best(run, patience=config.patience)
+    if folder := run.resume():
+        best.load_state(load_state(folder, learner=learner)["best"])
+
+    for step in run.steps(steps, watch=("loss", "validation_loss", "accuracy")):
+        began = time.monotonic()
+        batch = make_batch([rows[i] for i in order.at(step)])
+        metrics = {**learner.forward_backward(batch, loss_fn), **learner.step()}
+        metrics |= {"tokens": int(batch["lengths"].sum()), "seconds": time.monotonic() - began}
+        last = step + 1 == steps
+        if validate and ((step + 1) % every == 0 or last):
+            figures = dict(validate(learner))
+            best.offer(step, figures["validation_loss"], save)
+            metrics |= figures
+        run.log(step, **metrics)
+        if (step + 1) % config.save_every == 0 and not last:
+            run.checkpoint(step + 1, state_writer({"learner": learner}, best=best.state()))
+        if best.stop:
+            run.say(f"stopped early: no better validation loss since step {best.step}")
+            break
+    mesh.barrier()
+    if best.step is not None:
+        load(run.folder / "best")
+    return {"steps": step + 1, "rows": len(rows), "best_step": best.step, "best_validation_loss": best.value}
+
+
+def state_writer(parts: Mapping[str, Any], **extra: Any) -> Callable[[Path], None]:
+    """A writer of `state.pt`: each part's `state()`, and what else must come back on resume."""
+    return lambda folder: torch.save({**{k: p.state() for k, p in parts.items()}, "extra": extra}, folder / "state.pt")
+
+
+def load_state(folder: Path, **parts: Any) -> dict[str, Any]:
+    """Loads each part from a checkpoint; returns the extra."""
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state(state[name])
+    extra: dict[str, Any] = state["extra"]
+    return extra
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> float:
+    """Sum of the masked entries in float64."""
+    return float(torch.where(mask, values.double(), 0.0).sum())

@@ -1,0 +1,1 @@
+"""Honest measurement: models side by side on prompts that no stage has seen."""

@@ -1,0 +1,161 @@
+"""Models side by side on held-out prompts: scores, win rates with intervals, KL, length, end-of-sequence rate.
+
+In order: every model answers every prompt, once at the training temperature and once greedily; the gold scorer (where
+one is known) and the proxy score the answers; a judge compares each model with the baseline; KL to the reference is
+exact along the sampled answers. The judge of win rates is the gold scorer, or a held-out reward model trained on
+other prompts; never the proxy that PPO optimized. Intervals are 95% bootstraps over prompts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from trueup.config import Config, display
+from trueup.data.batches import completion_batch
+from trueup.data.chat import Chat, describe
+from trueup.data.readers import read_prompts
+from trueup.engine.frozen import exact_kl
+from trueup.engine.mesh import Mesh
+from trueup.engine.sampler import Sampler, Sampling
+from trueup.judges import JudgeSpec, make_judge
+from trueup.math import bootstrap_interval
+from trueup.models.load import load_policy
+from trueup.models.net import Net
+from trueup.records import Comparison, Completion, Prompt, UserError
+from trueup.run import Run
+from trueup.scorers import Spec, make_scorer
+
+WHAT = "compares the models on prompts that no stage has seen"
+VERSION = 1
+
+
+class EvaluateConfig(Config):
+    """Models side by side on held-out prompts."""
+
+    models: dict[str, str]
+    """Name -> folder, in the order of the table."""
+    prompts: str
+    gold: Spec | None = None
+    """A known gold score."""
+    proxy: Spec | None = None
+    """The reward model that PPO optimized: reported beside gold, never the judge of win rates."""
+    judge: JudgeSpec | None = None
+    """Who decides win rates: gold where it is known, else this: a held-out reward model, say."""
+    baseline: str = "sft"
+    """The model that win rates are against."""
+    reference: str = "sft"
+    """The model that KL is measured from."""
+    limit: int = Field(0, ge=0)
+    """At most so many prompts; 0 takes all."""
+    sampling: Sampling = Sampling(max_tokens=64)
+    greedy: bool = True
+    """Answer a second time at temperature 0."""
+    seed: int = 0
+    shown: int = display(3, ge=0)
+    """Prompts in the closing table with all models' answers."""
+
+
+def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
+    for name in (config.baseline, config.reference):
+        if name not in config.models:
+            raise UserError(f"evaluate: '{name}' is not among the models ({', '.join(config.models)})")
+    found = read_prompts(config.prompts)
+    prompts = list(dict.fromkeys(found.records))[: config.limit or None]
+    chats = {name: Chat.load(path) for name, path in config.models.items()}
+    gold = make_scorer(config.gold, mesh) if config.gold else None
+    proxy = make_scorer(config.proxy, mesh) if config.proxy else None
+    spec = config.gold if config.gold is not None else config.judge
+    judge = make_judge(spec, mesh, seed=config.seed) if spec is not None else None  # type: ignore[arg-type]
+    if judge is not None and config.proxy is not None and spec == config.proxy:
+        raise UserError("evaluate: the judge of win rates must not be the proxy that was optimized")
+
+    modes = {"sampled": config.sampling}
+    if config.greedy:
+        modes["greedy"] = config.sampling.model_copy(update={"greedy": True})
+    order = sorted(config.models, key=lambda name: name != config.baseline)  # the baseline's answers come first
+    answers: dict[tuple[str, str], list[Completion]] = {}
+    tables: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in config.models}
+    reference = Net(load_policy(config.models[config.reference], device=mesh.device), "policy", config.sampling.temperature)
+    cells = [(name, mode) for name in order for mode in modes]
+    for step in run.steps(len(cells), watch=("gold", "kl", "length")):
+        name, mode = cells[step]
+        chat, model = chats[name], load_policy(config.models[name], device=mesh.device)
+        ids = [chat.prompt_ids(p.messages) for p in prompts]
+        sampler = Sampler(model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+        answers[name, mode] = found_answers = sampler.sample(ids, modes[mode], seed=config.seed, step=0)
+        figures, columns = measure(prompts, found_answers, gold, proxy)
+        if mode == "sampled" and chat.tokenizer.get_vocab() == chats[config.reference].tokenizer.get_vocab():
+            batch = completion_batch(ids, [c.ids for c in found_answers], chat.pad_id)
+            kl = exact_kl(Net(model, "policy", config.sampling.temperature), reference, batch, mesh).sum(1).double()
+            columns["kl"] = kl.tolist()
+            figures |= {"kl": float(kl.mean()), "kl_interval": interval(kl, config.seed)}
+        if judge is not None and name != config.baseline:
+            wins = win_share(judge, prompts, found_answers, answers[config.baseline, mode])
+            figures |= {"win_rate": float(np.mean(wins)), "win_rate_interval": interval(wins, config.seed), "judged": len(wins)}
+        if gold is not None:
+            figures["gold_interval"] = interval(columns["gold"], config.seed)
+        tables[name][mode] = figures
+        run.live.update({k: v for k, v in figures.items() if isinstance(v, float)})
+        run.show(step, [
+            {**describe(p), "model": name, "mode": mode, "completion": c.text, "stop": c.stop, **{k: v[i] for k, v in columns.items()}}
+            for i, (p, c) in enumerate(zip(prompts, found_answers, strict=True))])
+    chosen = pick_examples(prompts, config.shown)
+    examples = [{**describe(prompts[i]), "answers": {n: {m: answers[n, m][i].text for m in modes} for n in config.models}}
+                for i in chosen]
+    return {"models": tables, "examples": examples, "prompts": len(prompts), "baseline": config.baseline,
+            "reference": config.reference, "judge": judge.name if judge else None, "gold": gold.name if gold else None,
+            "temperature": config.sampling.temperature, "categories": sorted({p.category for p in prompts if p.category})}
+
+
+def measure(prompts: Sequence[Prompt], answers: Sequence[Completion], gold: Any, proxy: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """A model's figures over the prompts, and its scores per prompt. `surprise`: -log-prob of a whole answer, whose
+    mean over samples is the entropy per answer in nats."""
+    columns: dict[str, list[float]] = {}
+    figures: dict[str, Any] = {
+        "length": float(np.mean([len(c.ids) for c in answers])), "end_rate": float(np.mean([c.ended for c in answers])),
+        "surprise": float(np.mean([-sum(c.logprobs) for c in answers])),
+        "distinct": len({c.text for c in answers}) / len(answers)}
+    for name, scorer in (("gold", gold), ("score", proxy)):
+        if scorer is None:
+            continue
+        values = scorer.score(prompts, answers).value
+        columns[name] = [float(v) for v in values]
+        figures[name] = float(np.mean(values))
+        groups: dict[str, list[float]] = defaultdict(list)
+        for prompt, value in zip(prompts, columns[name], strict=True):
+            if prompt.category:
+                groups[prompt.category].append(value)
+        figures[f"{name}_by_category"] = {c: float(np.mean(v)) for c, v in sorted(groups.items())}
+    return figures, columns
+
+
+def win_share(judge: Any, prompts: Sequence[Prompt], answers: Sequence[Completion], baseline: Sequence[Completion]) -> list[float]:
+    """Per prompt, the probability that the answer beats the baseline's: both orders asked and averaged; where the
+    judge abstains in either order, the prompt is left out. Ties count one half."""
+    rows = list(zip(prompts, answers, baseline, strict=True))
+    ahead = judge.judge([Comparison(p, (a, b)) for p, a, b in rows])
+    behind = judge.judge([Comparison(p, (b, a)) for p, a, b in rows])
+    return [(x.p + 1 - y.p) / 2 for x, y in zip(ahead, behind, strict=True) if x.p is not None and y.p is not None]
+
+
+def interval(values: Any, seed: int) -> list[float]:
+    """95% percentile bootstrap of the mean over prompts."""
+    low, high = bootstrap_interval(torch.as_tensor(values, dtype=torch.float64), seed=seed)
+    return [float(low), float(high)]
+
+
+def pick_examples(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """The first prompt of as many different categories, spread over the list of categories."""
+    first: dict[str | None, int] = {}
+    for i, prompt in enumerate(prompts):
+        first.setdefault(prompt.category, i)
+    rows = [first[c] for c in sorted(first, key=str)]
+    if len(rows) < count:
+        rows += [i for i in range(len(prompts)) if i not in rows][: count - len(rows)]
+    return [rows[i * len(rows) // count] for i in range(count)] if count else []

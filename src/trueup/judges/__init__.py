@@ -1,0 +1,58 @@
+"""Judges: what says which of two completions is better. A scorer as a judge, or anything that a callable returns.
+
+Written in a config as
+    "package.module:function"                          returns a Judge when called without arguments
+    {"use": "package.module:function", "name": "x"}    called with the other keys as arguments
+    "runs/demo/reward/final"                           a reward model: the higher score wins, ties count one half
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trueup.records import Comparison, Judge, Scorer, UserError, Verdict
+from trueup.scorers import CALLABLE, load_object, make_scorer
+
+if TYPE_CHECKING:
+    from trueup.engine.mesh import Mesh
+
+JudgeSpec = str | dict[str, Any]
+
+
+def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
+    """The judge that `spec` names. A callable that takes `seed` gets the stage's where the spec gives none."""
+    use, arguments = (spec.get("use", ""), {k: v for k, v in spec.items() if k != "use"}) if isinstance(spec, Mapping) else (spec, {})
+    if not CALLABLE.match(use):
+        return ScorerJudge(make_scorer(use, mesh))
+    made = load_object(use)
+    try:
+        made = made(**{**({"seed": seed} if _takes_seed(made) else {}), **arguments}) if callable(made) else made
+    except TypeError as error:
+        raise UserError(f"judge '{use}': {error}") from None
+    if isinstance(made, Judge):
+        return made
+    if isinstance(made, Scorer):
+        return ScorerJudge(made)
+    raise UserError(f"judge '{use}' returned {type(made).__name__}, neither a judge nor a scorer")
+
+
+def _takes_seed(function: Any) -> bool:
+    import inspect
+
+    try:
+        return "seed" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+class ScorerJudge:
+    """Prefers the completion with the higher score; equal scores are a tie, p = 1/2."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.name = scorer, scorer.name
+
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        pairs = [(c.prompt, completion) for c in comparisons for completion in c.completions]
+        values = self.scorer.score([p for p, _ in pairs], [c for _, c in pairs]).value.reshape(-1, 2)
+        return [Verdict(1.0 if a > b else 0.5 if a == b else 0.0, self.name) for a, b in values]

@@ -1,0 +1,77 @@
+"""Sample completions: n answers to each prompt, with their scores where a scorer is given, written as JSONL.
+
+Rows of `completions.jsonl`: prompt (messages), category, completions [{text, stop, ids, logprobs, score}].
+Not in it: any judgement of pairs (phase `judge`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from trueup.config import Config, display
+from trueup.data.chat import Chat, describe
+from trueup.data.readers import read_prompts
+from trueup.engine.mesh import Mesh
+from trueup.engine.sampler import Sampler, Sampling
+from trueup.models.load import load_policy
+from trueup.records import write_jsonl
+from trueup.run import Run
+from trueup.scorers import Spec, make_scorer
+
+WHAT = "samples answers from a model"
+VERSION = 1
+
+
+class GenerateConfig(Config):
+    """Sample completions from a model."""
+
+    model: str
+    prompts: str
+    """Prompts; preference and demonstration files serve too."""
+    scorer: Spec | None = None
+    n: int = Field(1, gt=0)
+    """Completions a prompt."""
+    limit: int = Field(0, ge=0)
+    """Only the first so many prompts; 0 takes all."""
+    max_prompt: int = Field(512, gt=0)
+    """Prompts with more tokens are dropped, and counted."""
+    sampling: Sampling = Sampling(max_tokens=64)
+    seed: int = 0
+    chunk: int = display(512, gt=0)
+    """Completions between two moves of the progress bar."""
+
+
+def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
+    chat = Chat.load(config.model)
+    found = read_prompts(config.prompts)
+    prompts = [p for p in found.records if len(chat.prompt_ids(p.messages)) <= config.max_prompt]
+    run.say(f"{found.note()}; {len(found) - len(prompts)} over {config.max_prompt} tokens")
+    prompts = prompts[: config.limit or None]
+    sampler = Sampler(load_policy(config.model, device=mesh.device), end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+    scorer = make_scorer(config.scorer, mesh) if config.scorer else None
+
+    asked = [p for p in prompts for _ in range(config.n)]
+    completions, scores = [], []
+    for step in run.steps(-(-len(asked) // config.chunk)):
+        part = asked[step * config.chunk: (step + 1) * config.chunk]
+        index = list(range(step * config.chunk, step * config.chunk + len(part)))
+        answers = sampler.sample([chat.prompt_ids(p.messages) for p in part], config.sampling,
+                                 seed=config.seed, step=0, index=index)
+        completions += answers
+        scores += list(scorer.score(part, answers).value) if scorer else [None] * len(part)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        answers = [
+            {"text": c.text, "stop": c.stop, "ids": list(c.ids), "logprobs": list(c.logprobs),
+             **({} if s is None else {"score": float(s)})}
+            for c, s in zip(completions[i * config.n: (i + 1) * config.n], scores[i * config.n: (i + 1) * config.n], strict=True)]
+        rows.append({"prompt": [dict(m) for m in prompt.messages], "category": prompt.category, "completions": answers})
+    if mesh.is_main:
+        write_jsonl(run.folder / "completions.jsonl", rows)
+        run.show(0, [{**describe(p), "completion": c.text, "stop": c.stop} for p, c in zip(asked[:50], completions, strict=False)])
+    mesh.barrier()
+    ended = sum(c.ended for c in completions) / len(completions)
+    return {"prompts": len(prompts), "completions": len(completions), "too_long": len(found) - len(prompts),
+            "end_rate": ended, "length": sum(len(c.ids) for c in completions) / len(completions)}

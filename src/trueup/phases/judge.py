@@ -1,0 +1,108 @@
+"""Label pairs: take sampled completions two by two, ask a judge which is better, write comparisons as JSONL.
+
+In order: pair the distinct completions of each prompt in a random order, ask the judge, drop what it abstains on
+(counted), write the ecosystem's columns `prompt, chosen, rejected` with rater, label, category and whether each
+reply ended. A share of the pairs is asked twice, so that the raters' agreement, and with it the best accuracy that
+a reward model can reach on their labels, is known. Not in it: where the judge's opinion comes from (`judges`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from trueup.config import Config
+from trueup.engine.mesh import Mesh
+from trueup.judges import JudgeSpec, make_judge
+from trueup.records import Comparison, Completion, Prompt, UserError, Verdict, write_jsonl
+from trueup.run import Run, read_lines
+from trueup.scorers import Spec, make_scorer
+
+WHAT = "asks raters which of two answers is better, as comparisons to learn from"
+VERSION = 1
+
+
+class JudgeConfig(Config):
+    """Label pairs of sampled completions."""
+
+    completions: str
+    """A `completions.jsonl` of phase `generate`, with two or more completions a prompt."""
+    judge: JudgeSpec
+    """Who decides: `module:function`, {use: module:function, ...}, or a reward model's folder."""
+    audit: Spec | None = None
+    """A known gold score: its margin (chosen minus rejected) is written beside the label, only to measure with."""
+    overlap: float = Field(0.1, ge=0, le=1)
+    """Share of the pairs that are asked twice."""
+    limit: int = Field(0, ge=0)
+    """At most so many comparisons; 0 keeps all."""
+    seed: int = 0
+
+
+def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
+    rng = np.random.default_rng(config.seed)
+    comparisons, dropped = pair_up(config.completions, rng)
+    if not comparisons:
+        raise UserError(f"{config.completions}: no prompt has two different completions")
+    judge = make_judge(config.judge, mesh, seed=config.seed)
+    again = [c for c in comparisons if rng.random() < config.overlap]
+    second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
+    kept: list[tuple[Comparison, Verdict]] = []
+    for comparison, verdict in zip([*comparisons, *second], judge.judge([*comparisons, *second]), strict=True):
+        if verdict.p is None:
+            dropped["the judge abstained"] += 1
+        else:
+            kept.append((comparison, verdict))
+    kept = kept[: config.limit or None]
+    gold = make_scorer(config.audit, mesh) if config.audit else None
+    flat = [(c.prompt, completion) for c, _ in kept for completion in c.completions]
+    values = gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(kept)
+    rows = [as_row(c, v, g) for (c, v), g in zip(kept, values, strict=True)]
+    if mesh.is_main:
+        write_jsonl(run.folder / "comparisons.jsonl", rows)
+        run.show(0, [{"prompt": r["prompt"][-1]["content"], "category": r["category"], "completion": r[side], "side": side,
+                      "pair": i, "rater": r["rater"]} for i, r in enumerate(rows[:25]) for side in ("chosen", "rejected")])
+    mesh.barrier()
+    why = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
+    run.say(f"{len(rows)} comparisons by {judge.name}; dropped: {why}")
+    results: dict[str, Any] = {"comparisons": len(rows), "asked": len(comparisons), "asked_twice": len(second),
+                               "dropped": dict(dropped), "judge": judge.name}
+    if gold:
+        margins = np.array([r["gold_margin"] for r in rows])
+        results["label_accuracy"] = float(np.mean(margins[margins != 0] > 0))
+    return results
+
+
+def pair_up(path: str, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
+    """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random."""
+    from pathlib import Path
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    out: list[Comparison] = []
+    dropped: Counter[str] = Counter()
+    for row in read_lines(Path(path)):
+        prompt = Prompt(tuple(row["prompt"]), {"category": row.get("category")})
+        answers = [Completion(c["text"], c["stop"]) for c in row["completions"]]
+        for a, b in zip(answers[::2], answers[1::2], strict=False):
+            if a.text == b.text:
+                dropped["both answers the same"] += 1
+            else:
+                out.append(Comparison(prompt, (a, b) if rng.random() < 0.5 else (b, a)))
+    return out, dropped
+
+
+def as_row(comparison: Comparison, verdict: Verdict, gold: np.ndarray | None) -> dict[str, Any]:
+    first, second = comparison.completions
+    assert verdict.p is not None
+    swap = verdict.p < 0.5
+    chosen, rejected = (second, first) if swap else (first, second)
+    row = {
+        "prompt": [dict(m) for m in comparison.prompt.messages], "chosen": chosen.text, "rejected": rejected.text,
+        "label": 1 - verdict.p if swap else verdict.p, "rater": verdict.rater, "category": comparison.prompt.category,
+        "chosen_ended": chosen.ended, "rejected_ended": rejected.ended}
+    if gold is not None:
+        row["gold_margin"] = float(gold[1] - gold[0] if swap else gold[0] - gold[1])
+    return row

@@ -1,0 +1,54 @@
+"""Score completions: a scorer's number for every answer of a `completions.jsonl`, written beside it.
+
+Not in it: sampling (phase `generate`), verdicts on pairs (phase `judge`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueup.config import Config
+from trueup.data.chat import describe
+from trueup.engine.mesh import Mesh
+from trueup.records import Completion, Prompt, UserError, write_jsonl
+from trueup.run import Run, read_lines
+from trueup.scorers import Spec, make_scorer
+
+WHAT = "gives every answer a scorer's number"
+VERSION = 1
+
+
+class ScoreConfig(Config):
+    """Score completions."""
+
+    completions: str
+    """A `completions.jsonl` of phase `generate`."""
+    scorer: Spec
+    """A reward model's folder, `module:function`, or a weighted sum {scorer: weight}."""
+
+
+def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
+    if not Path(config.completions).is_file():
+        raise UserError(f"{config.completions}: no such file")
+    rows = read_lines(Path(config.completions))
+    flat = [(Prompt(tuple(row["prompt"]), {"category": row.get("category")}), answer)
+            for row in rows for answer in row["completions"]]
+    if not flat:
+        raise UserError(f"{config.completions}: holds no completions")
+    scorer = make_scorer(config.scorer, mesh)
+    completions = [Completion(a["text"], a["stop"]) for _, a in flat]
+    scores = scorer.score([p for p, _ in flat], completions)
+    for i, (_, answer) in enumerate(flat):
+        answer["score"] = float(scores.value[i])
+        answer |= {"parts": {k: float(v[i]) for k, v in scores.parts.items()}} if scores.parts else {}
+    if mesh.is_main:
+        write_jsonl(run.folder / "completions.jsonl", rows)
+        run.show(0, [{**describe(p), "completion": a["text"], "stop": a["stop"], "score": a["score"]} for p, a in flat])
+    mesh.barrier()
+    value = scores.value
+    run.say(f"{len(value)} completions scored by {scorer.name}: mean {value.mean():.3f}, s.d. {value.std():.3f}")
+    return {"completions": len(value), "score": float(value.mean()), "score_std": float(np.std(value)),
+            "parts": {k: float(v.mean()) for k, v in scores.parts.items()}}

@@ -1,0 +1,106 @@
+"""Supervised fine-tuning: the base model learns to answer, in the tone of the demonstrations, and to stop.
+
+In order (Ouyang et al. 2022, section 3.5): read demonstrations, hold some prompts out, maximise the log-prob of the
+assistant's tokens and their end token, keep the weights with the lowest held-out loss, and sample from them to see
+that they stop. Not in it: any judgement of what is good; it imitates the good and the bad alike.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from pydantic import Field
+
+from trueup.config import Config, display
+from trueup.data.batches import Batch, text_batch
+from trueup.data.chat import Chat, Encoded, describe
+from trueup.data.readers import read_demonstrations, split_by_prompt
+from trueup.engine.fit import Training, fit, masked_sum
+from trueup.engine.learner import Learner, Losses, Optim
+from trueup.engine.mesh import Mesh
+from trueup.engine.sampler import Sampler, Sampling
+from trueup.models.load import load_policy, save_model
+from trueup.models.net import Net
+from trueup.models.roles import load_weights, save_checked
+from trueup.records import Demonstration, UserError
+from trueup.run import Run
+
+WHAT = "teaches the base model to answer and to stop, by imitating demonstrations"
+VERSION = 1
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning."""
+
+    model: str
+    """The base model: a folder or Hub name."""
+    data: str
+    """Demonstrations: `messages`, or `prompt` and `completion`."""
+    seed: int = 0
+    max_length: int = Field(1024, gt=1)
+    """Rows with more tokens are dropped, and counted."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the prompts kept for validation."""
+    train: Training = Training(optim=Optim(lr=7e-4, schedule="cosine", warmup=0.05))
+    sampling: Sampling = Sampling(max_tokens=64)
+    """How the samples at the end are drawn."""
+    samples: int = display(64, ge=0)
+    """How many held-out prompts are answered at the end, to see whether the model stops."""
+
+
+def sft_loss(outputs: Batch, batch: Batch) -> Losses:
+    """Cross-entropy of the assistant's tokens and their end token, [B, L]."""
+    return {"loss": (-outputs["logprobs"], batch["mask"])}
+
+
+def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
+    chat = Chat.load(config.model)
+    found = read_demonstrations(config.data)
+    train, held = split_by_prompt(found.records, config.held_out, lambda d: d.prompt)
+    rows, valid = (encode_all(chat, part, config.max_length) for part in (train, held))
+    dropped = len(train) + len(held) - len(rows) - len(valid)
+    run.say(f"{found.note()}; {len(rows)} to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens"
+            + (f", {chat.last_turn_only} with only their last turn" if chat.last_turn_only else ""))
+    if not rows:
+        raise UserError(f"{config.data}: every row has more than {config.max_length} tokens (max_length)")
+
+    model = load_policy(config.model, device=mesh.device)
+    results = fit(
+        run, Net(model, "policy"), mesh, config.train, rows, seed=config.seed, loss_fn=sft_loss,
+        make_batch=partial(text_batch, pad_id=chat.pad_id),
+        validate=partial(validate, valid, chat) if valid else None,
+        save=partial(save_model, model, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id),
+        load=partial(load_weights, model))
+    run.write("final", partial(save_checked, model, chat=chat))
+    return {**results, "dropped": dict(found.dropped), "too_long": dropped, 
+            **sample(config, run, mesh, model, chat, held or train, results["steps"])}
+
+
+def encode_all(chat: Chat, demonstrations: list[Demonstration], longest: int) -> list[Encoded]:
+    encoded = [chat.encode(d) for d in demonstrations]
+    return [row for row in encoded if len(row.ids) <= longest]
+
+
+def validate(rows: list[Encoded], chat: Chat, learner: Learner) -> dict[str, float]:
+    """Held-out loss in nats per token."""
+    batch = text_batch(rows, chat.pad_id)
+    total = masked_sum(learner.forward(batch)["logprobs"], batch["mask"])
+    return {"validation_loss": -total / int(batch["mask"].sum())}
+
+
+def sample(config: SFTConfig, run: Run, mesh: Mesh, model: Any, chat: Chat,
+           held: list[Demonstration], step: int) -> dict[str, Any]:
+    """Answers to held-out prompts: does it stop, how long are they, and what do they look like?"""
+    prompts = list({d.prompt: None for d in held})[: config.samples]
+    if not prompts:
+        return {}
+    sampler = Sampler(model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+    answers = sampler.sample([chat.prompt_ids(p.messages) for p in prompts], config.sampling, seed=config.seed, step=0)
+    run.show(step, [{**describe(p), "completion": a.text, "stop": a.stop} for p, a in zip(prompts, answers, strict=True)])
+    ended = sum(a.ended for a in answers) / len(answers)
+    length = sum(len(a.ids) for a in answers) / len(answers)
+    run.say(f"held-out samples: {ended:.0%} end by themselves, {length:.0f} tokens on average")
+    return {"end_rate": ended, "length": length}
+
+

@@ -1,0 +1,234 @@
+"""A recipe: stages in order, joined by files, each skipped when it is done and its inputs are unchanged.
+
+    name: demo
+    seed: 0
+    stages:
+      sft:    {phase: sft, model: "@data/base", data: "@data/demonstrations.jsonl"}
+      reward: {phase: reward, model: "@sft/final", data: comparisons.jsonl}
+
+`@stage/path` names what an earlier stage made. A stage's key is the hash of its phase and version, its resolved config
+without display keys, the contents of its input files, and its parents' keys; it works in `runs/NAME/STAGE-KEY/`. A
+changed key is a new folder; the code's version is recorded, never keyed. Composes; nothing below imports it but `cli`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueup.config import Config, key_fields, numbers, override, parse, read_yaml
+from trueup.records import UserError, write_json
+from trueup.run import Run, console, now, versions
+
+if TYPE_CHECKING:
+    from trueup.engine.mesh import Mesh
+
+PHASES = {
+    "world": ("trueup.world.stage", "WorldConfig"),
+    "sft": ("trueup.phases.sft", "SFTConfig"),
+    "generate": ("trueup.phases.generate", "GenerateConfig"),
+    "judge": ("trueup.phases.judge", "JudgeConfig"),
+    "reward": ("trueup.phases.reward", "RewardConfig"),
+    "ppo": ("trueup.phases.ppo", "PPOConfig"),
+    "score": ("trueup.phases.score", "ScoreConfig"),
+    "evaluate": ("trueup.evaluate.compare", "EvaluateConfig"),
+}
+BUILT_IN = Path(__file__).parent / "recipes"
+
+
+class Recipe(Config):
+    """Stages in order."""
+
+    name: str
+    """The run: everything goes into `runs/NAME/`."""
+    seed: int = 0
+    """Given to every stage that names none of its own."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1."""
+    stages: dict[str, dict[str, Any]]
+    """Stage name -> its phase and the phase's keys; the phase is the stage's name where none is given."""
+
+
+@dataclass
+class Stage:
+    """A stage ready to run: its config parsed, its key known."""
+
+    name: str
+    phase: str
+    module: Any
+    config: Config
+    key: str
+    folder: Path
+    parents: dict[str, str]
+
+    @property
+    def done(self) -> bool:
+        return manifest(self.folder).get("status") == "done"
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, the name of a built-in one, or data; `stage.key=value` and `seed=1` laid over it."""
+    if isinstance(source, Mapping):
+        where, data = "recipe", dict(source)
+    else:
+        path = Path(source)
+        if not path.exists() and (BUILT_IN / f"{source}.yaml").exists():
+            path = BUILT_IN / f"{source}.yaml"
+        if not path.exists():
+            built_in = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
+            raise UserError(f"{source}: no such recipe; expected a YAML file or one of the built-in recipes: {built_in}")
+        where, data = str(path), read_yaml(path)
+    stages = data.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise UserError(f"{where}: key 'stages' is missing; expected a mapping of stage names to their keys")
+    known = {*Recipe.model_fields}
+    full = []
+    for text in assignments:
+        head = text.split("=")[0].split(".")[0]
+        if head not in known and head not in stages:
+            raise UserError(f"'{text}': no stage or key '{head}'; stages: {', '.join(stages)}; keys: {', '.join(known)}")
+        full.append(f"stages.{text}" if head in stages else text)
+    return parse(Recipe, numbers(override(data, full)), where)
+
+
+def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
+    """Every stage with its config, key and folder. Raises UserError before anything runs."""
+    stages: dict[str, Stage] = {}
+    for name, raw in recipe.stages.items():
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+            raise UserError(f"stage '{name}': a name is letters, digits, '-' and '_'")
+        keys = dict(raw or {})
+        phase = keys.pop("phase", name)
+        if phase not in PHASES:
+            raise UserError(f"stage '{name}': unknown phase '{phase}'; known phases: {', '.join(PHASES)}")
+        module = importlib.import_module(PHASES[phase][0])
+        cls: type[Config] = getattr(module, PHASES[phase][1])
+        if "seed" in cls.model_fields:
+            keys.setdefault("seed", recipe.seed)
+        parents: dict[str, str] = {}
+        config = parse(cls, _references(keys, name, stages, parents), f"stage '{name}'")
+        key = stage_key(phase, module.VERSION, config, stages)
+        stages[name] = Stage(name, phase, module, config, key, runs / recipe.name / f"{name}-{key}", parents)
+    return list(stages.values())
+
+
+def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dict[str, str]) -> Any:
+    """`@stage/path` turned into a path of that stage's folder, in values and in the keys of weighted sums."""
+    if isinstance(value, Mapping):
+        return {_references(k, name, stages, parents): _references(v, name, stages, parents) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_references(v, name, stages, parents) for v in value]
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    parent, _, path = value[1:].partition("/")
+    if parent not in stages:
+        raise UserError(f"stage '{name}': '{value}' names no earlier stage; earlier: {', '.join(stages) or 'none'}")
+    parents[parent] = stages[parent].key
+    return str(stages[parent].folder / path) if path else str(stages[parent].folder)
+
+
+def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Stage]) -> str:
+    """Ten hex digits of the hash of what decides the stage's result."""
+    def content(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(content(k)): content(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [content(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        for stage in stages.values():  # what another stage made is known by that stage's key
+            if value == str(stage.folder) or value.startswith(f"{stage.folder}/"):
+                return f"@{stage.key}{value[len(str(stage.folder)):]}"
+        if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+            return f"{value} {module_hash(value.partition(':')[0])}"
+        return f"{hash_path(Path(value))}" if value and Path(value).exists() else value
+
+    text = json.dumps([phase, version, content(key_fields(config))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def module_hash(module: str) -> str:
+    """The hash of a module's source; of the whole built-in world for its modules."""
+    if module.startswith("trueup.world"):
+        from trueup.world import world_hash
+
+        return world_hash()
+    import sys
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    return hash_path(Path(spec.origin)) if spec and spec.origin and Path(spec.origin).is_file() else ""
+
+
+def hash_path(path: Path) -> str:
+    """The hash of a file's contents, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(str(file.relative_to(path) if path.is_dir() else path.name).encode())
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def run_recipe(recipe: Recipe, runs: Path, *, force: bool = False) -> list[Stage]:
+    """Runs what is not done yet, in order. Interrupted, the same call goes on from the last checkpoint."""
+    from trueup.engine.mesh import Mesh
+
+    mesh = Mesh.from_env(recipe.device)
+    stages = resolve(recipe, runs)
+    if mesh.is_main:
+        write_json(runs / recipe.name / "recipe.json", {
+            "recipe": recipe.model_dump(), "stages": {s.name: s.folder.name for s in stages}})
+    for number, stage in enumerate(stages, 1):
+        if mesh.is_main:
+            head = f"[bold]{number}/{len(stages)} {stage.name}[/bold]"
+            if stage.done and not force:
+                console.print(f"{head}  done before, unchanged: [dim]{stage.folder}[/dim]")
+            else:
+                console.print(f"{head}  {stage.module.WHAT}")
+        if force or not stage.done:
+            run_stage(stage, mesh)
+        mesh.barrier()
+    return stages
+
+
+def run_stage(stage: Stage, mesh: Mesh) -> None:
+    with Run(stage.folder, name=stage.name, main=mesh.is_main) as run:
+        before = manifest(stage.folder)
+        record = {"phase": stage.phase, "name": stage.name, "key": stage.key, "status": "running", "parents": stage.parents,
+                  "started": before.get("started", now()), "seconds": before.get("seconds", 0.0), "versions": versions(),
+                  "processes": mesh.world, "device": str(mesh.device)}
+        if mesh.is_main:
+            write_json(stage.folder / "config.json", {"phase": stage.phase, "name": stage.name, "key": stage.key,
+                                                      "config": json.loads(stage.config.model_dump_json())})
+            write_json(stage.folder / "manifest.json", record)
+        began = time.monotonic()
+        try:
+            results = stage.module.run_phase(stage.config, run, mesh)
+        except BaseException:
+            if mesh.is_main:
+                record["seconds"] += time.monotonic() - began
+                write_json(stage.folder / "manifest.json", {**record, "status": "stopped"})
+            raise
+        record["seconds"] += time.monotonic() - began
+        run.results(results)
+        if mesh.is_main:
+            write_json(stage.folder / "manifest.json", {**record, "status": "done", "finished": now()})
+        run.clear_checkpoints()

@@ -1,0 +1,158 @@
+"""The words of the field as typed records, and the protocols that join rooms. No torch here.
+
+A record is frozen; a Prompt is known by the hash of its content. Files of records are JSONL in the ecosystem's
+columns, read by `trueup.data.readers` and written by `write_jsonl`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+Stop = Literal["eos", "stop", "length"]
+
+
+class UserError(Exception):
+    """Bad input, told in one line to the person who can mend it. The command line exits with 2."""
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that awaits a reply. `meta` (category and the like) is not part of its identity."""
+
+    messages: tuple[Message, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits of the SHA-256 of the content."""
+        content = json.dumps([[m["role"], m["content"]] for m in self.messages], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def text(self) -> str:
+        """The last message's content: what the user asked."""
+        return self.messages[-1]["content"]
+
+    @property
+    def category(self) -> str | None:
+        return self.meta.get("category")
+
+    @classmethod
+    def of(cls, text: str, **meta: Any) -> Prompt:
+        return cls(({"role": "user", "content": text},), meta)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled tokens. `text` leaves the end token out; `ids` and `logprobs` hold it when `stop` is "eos"."""
+
+    text: str
+    stop: Stop = "eos"
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    version: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """True unless it was cut by length; a stop string counts as ended."""
+        return self.stop != "length"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation whose assistant turns are ideal; `prompt` awaits `reply`."""
+
+    prompt: Prompt
+    reply: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and two or more completions, in the order shown."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`p`: the probability that the first completion is better; None where the judge abstains."""
+
+    p: float | None
+    rater: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One judged pair: `label` is the probability that `chosen` is better than `rejected`."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    label: float = 1.0
+    margin: float = 0.0
+    weight: float = 1.0
+    rater: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scorer's numbers for B completions: `value` [B], and named parts [B] each."""
+
+    value: np.ndarray
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores completions from text and the reason for stopping; tokens are optional."""
+
+    name: str
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """One verdict for each comparison of two completions; it may abstain."""
+
+    name: str
+
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]: ...
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,258 @@
+"""The run directory of one stage: config, manifest, metrics, samples, checkpoints, results. No torch.
+
+    config.json     the resolved config          manifest.json  key, status, parents, versions, seconds
+    metrics.jsonl   {"step": n, ...} a line      samples.jsonl  what the model said, with scores
+    checkpoint-N/   state after N steps          results.json   closing figures        final/  what it made
+
+A run replays from its last checkpoint: `resume` cuts metrics and samples back to it, so that nothing is counted
+twice. Directories appear whole (written under a temporary name, then renamed). A run is locked while it is written.
+Under several processes only the main one writes; the others read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import trueup
+from trueup.records import UserError, write_json
+
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+
+class Run:
+    """A stage's folder while it is being worked on. Use as a context manager: it takes and frees the lock."""
+
+    def __init__(self, folder: Path, *, name: str, main: bool = True) -> None:
+        self.folder, self.name, self.main = folder, name, main
+        self.live: dict[str, float] = {}
+        self._lock: IO[str] | None = None
+        self._start = 0
+
+    def __enter__(self) -> Run:
+        if self.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / "lock", "w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.folder}: another process is writing this run") from None
+            if not self._checkpoints():  # nothing to go on from: what a stopped attempt wrote would count twice
+                for name in ("metrics.jsonl", "samples.jsonl"):
+                    (self.folder / name).unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.close()
+
+    # what was measured and what was said
+
+    def log(self, step: int, **metrics: float | int | None) -> None:
+        """One line of metrics for `step`; the progress bar shows `live`."""
+        self.live.update({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+        self._append("metrics.jsonl", [{"step": step, **metrics}])
+
+    def show(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Samples for `step`: prompt, completion, score and whatever else is known of each."""
+        self._append("samples.jsonl", [{"step": step, **row} for row in rows])
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.main:
+            console.print(f"  {text}", markup=False)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "metrics.jsonl")
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.main and rows:
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    # steps, checkpoints, resume
+
+    def steps(self, total: int, *, watch: Sequence[str] = ()) -> Iterator[int]:
+        """The steps still to do, under a progress bar with time left and the watched metrics."""
+        with _bar(self.name, total, self._start, self.main) as advance:
+            for step in range(self._start, total):
+                yield step
+                advance("  ".join(f"{k} {self.live[k]:.3g}" for k in watch if k in self.live))
+
+    def checkpoint(self, done: int, save: Callable[[Path], None]) -> None:
+        """Write `checkpoint-{done}` (the state after `done` steps) whole, then drop the older ones."""
+        if not self.main:
+            return
+        write_folder(self.folder / f"checkpoint-{done}", save)
+        for step, folder in self._checkpoints():
+            if step < done:
+                shutil.rmtree(folder)
+
+    def resume(self) -> Path | None:
+        """The last whole checkpoint, if any; metrics and samples are cut back to it."""
+        found = self._checkpoints()
+        self._start = found[-1][0] if found else 0
+        if self.main:
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                cut_back(self.folder / name, self._start)
+            if found:
+                self.say(f"goes on after step {self._start}, from {found[-1][1].name}")
+        return found[-1][1] if found else None
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        folders = [p for p in self.folder.glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
+        return sorted((int(p.name.partition("-")[2]), p) for p in folders)
+
+    def clear_checkpoints(self) -> None:
+        """A stage that is done needs no state to go on from."""
+        if self.main:
+            for _, folder in self._checkpoints():
+                shutil.rmtree(folder)
+
+    # outputs
+
+    def write(self, name: str, save: Callable[[Path], None]) -> Path:
+        """A folder of this run, written whole by `save(temporary_folder)`."""
+        if self.main:
+            write_folder(self.folder / name, save)
+        return self.folder / name
+
+    def results(self, data: Mapping[str, Any]) -> None:
+        if self.main:
+            write_json(self.folder / "results.json", data)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of ours; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def cut_back(path: Path, start: int) -> None:
+    """Keep the rows of steps before `start`: those after it will be written again."""
+    if not path.exists():
+        return
+    kept = [row for row in read_lines(path) if row.get("step", 0) < start]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_folder(target: Path, save: Callable[[Path], None]) -> None:
+    """`save` fills a temporary folder beside `target`, which then takes its name; nothing half-written stays."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save(temporary)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int, start: int, main: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal; elsewhere a line every ten seconds."""
+    if not main:
+        yield lambda text: None
+    elif console.is_terminal:
+        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                   TimeRemainingColumn(), TextColumn("{task.fields[live]}"))
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(name, total=total, completed=start, live="")
+            yield lambda text: progress.update(task, advance=1, live=text)
+    else:
+        begun = said = time.monotonic()
+        done = start
+
+        def advance(text: str) -> None:
+            nonlocal said, done
+            done += 1
+            now = time.monotonic()
+            if now - said >= 10 or done == total:
+                left = (now - begun) / max(done - start, 1) * (total - done)
+                console.print(f"  {name} {done}/{total}  {left:.0f} s left  {text}", markup=False)
+                said = now
+
+        yield advance
+
+
+def versions() -> dict[str, str]:
+    """What ran: ours, Python's, the libraries that shape results, and the commit where there is one."""
+    out = {"trueup": trueup.__version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            out[package] = metadata.version(package)
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if git.returncode == 0:
+        out["commit"] = git.stdout.strip()
+    return out
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_memory() -> int:
+    """This process's highest resident size so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Best:
+    """Keeps the best of a run by a validation figure, and says when to stop. State goes into the checkpoint."""
+
+    def __init__(self, run: Run, *, patience: int = 0) -> None:
+        """`patience`: how many validations without a better one before `stop` turns True; 0 never stops."""
+        self.run, self.patience = run, patience
+        self.value: float | None = None
+        self.step: int | None = None
+        self.since = 0
+
+    def offer(self, step: int, value: float, save: Callable[[Path], None]) -> bool:
+        """Lower is better. Writes `best/` where `value` is the lowest so far; returns whether it was."""
+        if self.value is not None and value >= self.value:
+            self.since += 1
+            return False
+        self.value, self.step, self.since = value, step, 0
+        self.run.write("best", save)
+        return True
+
+    @property
+    def stop(self) -> bool:
+        return 0 < self.patience <= self.since
+
+    def state(self) -> dict[str, Any]:
+        return {"value": self.value, "step": self.step, "since": self.since}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.value, self.step, self.since = state["value"], state["step"], state["since"]

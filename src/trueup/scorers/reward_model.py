@@ -1,0 +1,32 @@
+"""A reward model as a Scorer: any family, with its own tokenizer and chat template, normalized as its config says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trueup.data.batches import rectangle
+from trueup.data.chat import Chat
+from trueup.engine.frozen import forward
+from trueup.engine.mesh import Mesh
+from trueup.models.net import Net
+from trueup.models.roles import load_reward
+from trueup.records import Completion, Prompt, Scores
+
+
+class RewardModel:
+    """Scores by text: the reply is tokenized by the reward model's own tokenizer, its end token after it unless
+    the completion was cut by length."""
+
+    def __init__(self, folder: str, mesh: Mesh) -> None:
+        self.name, self.mesh = str(folder), mesh
+        self.chat = Chat.load(folder)
+        self.net: Net = load_reward(folder, device=mesh.device)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        rows = [self.chat.prompt_ids(p.messages) + self.chat.reply_ids(c.text, c.ended)
+                for p, c in zip(prompts, completions, strict=True)]
+        ids, lengths = rectangle(rows, self.chat.pad_id)
+        scores = forward(self.net, {"ids": ids, "lengths": lengths}, self.mesh)["scores"]
+        return Scores(np.asarray(scores.double().cpu()))

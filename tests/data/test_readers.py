@@ -1,0 +1,118 @@
+"""Every layout of columns, and one clear line for every kind of bad file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, split_by_prompt
+from trueup.records import Prompt, UserError
+
+USER = {"role": "user", "content": "Hi"}
+REPLY = {"role": "assistant", "content": "Hello"}
+
+
+def write(path, *rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+@pytest.mark.parametrize("row", [
+    {"messages": [USER, REPLY]}, {"prompt": "Hi", "completion": "Hello"}, {"prompt": [USER], "completion": [REPLY]}])
+def test_demonstrations(tmp_path, row):
+    found = read_demonstrations(write(tmp_path / "d.jsonl", row)).records
+    assert [(d.prompt, d.reply) for d in found] == [(Prompt.of("Hi"), "Hello")]
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"},
+    {"prompt": [USER], "chosen": [REPLY], "rejected": [{"role": "assistant", "content": "Go"}]},
+    {"chosen": [USER, REPLY], "rejected": [USER, {"role": "assistant", "content": "Go"}]},
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"}])
+def test_preferences(tmp_path, row):
+    row |= {"label": 0.75, "margin": 2, "weight": 0.5, "category": "greeting", "rejected_ended": False}
+    (p,) = read_preferences(write(tmp_path / "p.jsonl", row)).records
+    assert (p.prompt, p.chosen.text, p.rejected.text) == (Prompt.of("Hi"), "Hello", "Go")
+    assert (p.label, p.margin, p.weight, p.prompt.category) == (0.75, 2, 0.5, "greeting")
+    assert p.chosen.ended and not p.rejected.ended
+
+
+def test_transcripts_of_several_turns(tmp_path):
+    text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    (p,) = read_preferences(write(tmp_path / "p.jsonl", {"chosen": text + "x", "rejected": text + "y"})).records
+    assert [m["content"] for m in p.prompt.messages] == ["a", "b", "c"]
+    assert p.chosen.text == "x"
+
+
+def test_parquet_and_gzip_read_like_jsonl(tmp_path):
+    rows = [{"prompt": [USER], "completion": [REPLY]}] * 3
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(r) + "\n" for r in rows)
+    plain = read_demonstrations(write(tmp_path / "d.jsonl", *rows)).records
+    assert read_demonstrations(tmp_path / "d.parquet").records == plain
+    assert read_demonstrations(tmp_path / "d.jsonl.gz").records == plain
+
+
+def test_prompts_from_any_file(tmp_path):
+    for row in ({"prompt": "Hi"}, {"messages": [USER, REPLY]}, {"messages": [USER]},
+                {"prompt": "Hi", "chosen": "a", "rejected": "b"}):
+        assert read_prompts(write(tmp_path / "p.jsonl", row)).records == [Prompt.of("Hi")]
+
+
+def test_useless_rows_are_dropped_and_counted(tmp_path):
+    rows = [{"prompt": "Hi", "chosen": "same", "rejected": "same "}, {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+            {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}]
+    found = read_preferences(write(tmp_path / "p.jsonl", *rows))
+    assert len(found) == 1 and found.dropped == {
+        "chosen == rejected": 1, "pairs whose conversations differ before the last turn": 1}
+    assert "1 of 3 rows" in found.note()
+
+
+@pytest.mark.parametrize("rows, said", [
+    (['{"prompt": "Hi", '], "line 1: broken JSON"),
+    ([{"prompt": "Hi", "completion": "x"}, "[1]"], "line 2: expected an object"),
+    ([{"promt": "Hi", "completion": "x"}], "line 1: found columns 'promt', 'completion'"),
+    ([{"messages": [USER]}], "must end with the assistant's turn"),
+    ([{"messages": [{"role": "human", "content": "Hi"}, REPLY]}], "role 'human'"),
+    ([{"messages": [USER, USER, REPLY]}], "roles out of order"),
+    ([{"prompt": 3, "completion": "x"}], "must be text or a list"),
+    ([], "no usable rows")])
+def test_bad_demonstrations_name_file_and_line(tmp_path, rows, said):
+    path = write(tmp_path / "bad.jsonl", *rows)
+    with pytest.raises(UserError, match="bad.jsonl") as error:
+        read_demonstrations(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="unknown kind of file"):
+        read_prompts(write(tmp_path / "a.txt", "Hi"))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"latin.jsonl, line 1: not UTF-8"):
+        read_prompts(tmp_path / "latin.jsonl")
+    for name in ("a.parquet", "a.jsonl.gz"):
+        write(tmp_path / name, "neither")
+        with pytest.raises(UserError, match=name):
+            read_prompts(tmp_path / name)
+
+
+def test_label_out_of_range(tmp_path):
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "label": 1.5}
+    with pytest.raises(UserError, match=r"label.*\[0, 1\]"):
+        read_preferences(write(tmp_path / "p.jsonl", row))
+
+
+def test_splits_are_by_prompt():
+    prompts = [Prompt.of(f"question {i % 300}") for i in range(900)]
+    train, held = split_by_prompt(prompts, 0.2, lambda p: p)
+    assert len(train) + len(held) == 900
+    assert not {p.id for p in train} & {p.id for p in held}
+    assert 0.1 < len(held) / 900 < 0.3
+    assert split_by_prompt(prompts, 0.0, lambda p: p)[1] == []
