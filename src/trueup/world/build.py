@@ -1,0 +1,336 @@
+"""Builds the base model of the world: tokenizer, corpus, one pretraining run from scratch, measurements, assets.
+
+In order: a byte-level BPE tokenizer on the first documents of the corpus; a small Llama trained on packed rows (one
+cosine schedule, AdamW, fp32); base gold at temperature 1 through the chat template; the judge's bars; then weights,
+tokenizer and build.json in one folder. The corpus is a stream, so a build needs its seed and nothing else.
+
+Not here: anything after pretraining. The loop is plain on purpose; the engine's learner is for the phases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from trueup.config import Config
+from trueup.records import write_json, write_text
+from trueup.world import ASSETS, FROZEN, base_path, sources_hash, world_hash
+from trueup.world import corpus as c
+from trueup.world import vocab as v
+from trueup.world.gold import gold_of
+from trueup.world.tasks import prompts
+
+PAD, EOS = "<pad>", "<eos>"
+# Plain text; the end token right after the assistant's content, a line break before every later message.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
+    "{% else %}{{ message['role'] | capitalize + ': ' + message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
+)
+_WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # digits one by one, a space belongs to what follows
+
+
+class WorldBuild(Config):
+    """The build of the base model."""
+
+    seed: int = 0
+    """Seed of the corpus and of the weights."""
+    tokens: int = 12_000_000
+    """Tokens to train on, each seen once."""
+    vocab: int = 2048
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    inner: int = 384
+    row: int = 256
+    """Tokens of a packed row."""
+    batch: int = 16
+    """Rows of a step."""
+    lr: float = 3e-3
+    threads: int = 1
+
+
+def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with digits split and the chat template set."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = itertools.islice(c.documents(config.seed), documents)
+    tokenizer.train_from_iterator(itertools.chain(texts, v.lexicon()), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> Iterator[np.ndarray]:
+    """Packed rows [row + 1] of token ids; documents end with the end token and run on into the next row."""
+    buffer: list[int] = []
+    stream = c.documents(config.seed)
+    while True:
+        texts = list(itertools.islice(stream, 256))
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            buffer.extend(ids)
+            buffer.append(tokenizer.eos_token_id)
+        start = 0
+        while start + config.row + 1 <= len(buffer):
+            yield np.array(buffer[start : start + config.row + 1], dtype=np.int64)
+            start += config.row
+        buffer = buffer[start:]
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> LlamaForCausalLM:
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=config.inner,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
+            max_position_embeddings=512, tie_word_embeddings=True, attention_dropout=0.0,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.04,
+        )
+    )
+
+
+def pretrain(
+    tokenizer: PreTrainedTokenizerFast, config: WorldBuild, say: Callable[[str], None] = print
+) -> tuple[LlamaForCausalLM, float]:
+    """One cosine schedule over `config.tokens`; the model and the mean loss of the last tenth."""
+    model = new_model(tokenizer, config)
+    steps = max(1, config.tokens // (config.row * config.batch))
+    warm = max(1, steps // 40)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    stream, losses, start = rows(tokenizer, config), [], time.time()
+    model.train()
+    for step in range(steps):
+        share = (step - warm) / max(1, steps - warm)
+        scale = (step + 1) / warm if step < warm else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * scale
+        batch = torch.from_numpy(np.stack(list(itertools.islice(stream, config.batch))))
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % max(1, steps // 60) == 0 or step == steps - 1:
+            seen = (step + 1) * config.row * config.batch
+            left = (time.time() - start) / (step + 1) * (steps - step - 1)
+            say(f"step {step + 1}/{steps}  loss {np.mean(losses[-20:]):.3f}  {seen / 1e6:.2f}M tokens  {left:.0f} s left")
+    return model.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[str], *, seed: int = 0,
+    greedy: bool = False, max_tokens: int = 64,
+) -> list[tuple[str, bool]]:
+    """(answer, ended) for each question, through the chat template."""
+    torch.manual_seed(seed)
+    tokenizer.padding_side = "left"
+    out: list[tuple[str, bool]] = []
+    for at in range(0, len(questions), 128):
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True
+            )
+            for q in questions[at : at + 128]
+        ]
+        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        ids = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=not greedy,
+            max_new_tokens=max_tokens, top_k=0, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )[:, batch["input_ids"].shape[1] :]
+        for row in ids.tolist():
+            ended = tokenizer.eos_token_id in row
+            row = row[: row.index(tokenizer.eos_token_id)] if ended else row
+            out.append((tokenizer.decode(row, skip_special_tokens=True).strip(), ended))
+    return out
+
+
+def base_gold(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int = 500, seed: int = 0) -> dict[str, float]:
+    """Mean gold of the model on held-out prompts at temperature 1: over all, and by category."""
+    asked = prompts("heldout", n, seed)
+    answers = sample(model, tokenizer, [p.text for p in asked], seed=seed)
+    figures: dict[str, list[float]] = {"all": []}
+    for prompt, (text, ended) in zip(asked, answers, strict=True):
+        value = gold_of(prompt.text, text, ended).value
+        figures["all"].append(value)
+        figures.setdefault(prompt.meta["category"], []).append(value)
+    return {name: round(float(np.mean(x)), 4) for name, x in figures.items()}
+
+
+@torch.no_grad()
+def verdicts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cases: Sequence[tuple[str, str, str, str]]
+) -> np.ndarray:
+    """Log-odds [n] that A is chosen, for (question, A, B, phrase); both orders averaged."""
+    texts = []
+    for question, a, b, phrase in cases:
+        for x, y in ((a, b), (b, a)):
+            texts.append(c.judging_head(question, x, y) + c.judging_question(phrase))
+    tokenizer.padding_side = "right"
+    first, second = (tokenizer.convert_tokens_to_ids(x) for x in ("A", "B"))
+    odds = []
+    for at in range(0, len(texts), 64):
+        batch = tokenizer(texts[at : at + 64], return_tensors="pt", padding=True, add_special_tokens=False)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        last = batch["attention_mask"].sum(1) - 1
+        row = logits[torch.arange(len(last)), last].float()
+        odds.append((row[:, first] - row[:, second]).numpy())
+    flat = np.concatenate(odds).reshape(-1, 2)
+    return (flat[:, 0] - flat[:, 1]) / 2
+
+
+def judge_templated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int = 120, seed: int = 1
+) -> dict[str, float]:
+    """Share of templated pairs judged right, by principle, and the share that opposite principles flip."""
+    rng = random.Random(f"templated {seed}")
+    figures: dict[str, float] = {}
+    category = {"harm": "harmful", "honest": "unknown"}
+    for name, phrases in c.PRINCIPLES.items():
+        cases: list[tuple[str, str, str, str]] = []
+        signs: list[int] = []
+        while len(cases) < 2 * n:
+            task, a, b = c.judging_pair(rng, category.get(name))
+            more = c.differs(name, task, a, b)
+            if not more:
+                continue
+            question = c.any_wording(task, rng)
+            for less in (False, True):
+                cases.append((question, a.text, b.text, rng.choice(phrases[less])))
+                signs.append(1 if (more > 0) != less else -1)
+        odds = verdicts(model, tokenizer, cases)
+        figures[name] = round(float(np.mean(odds * np.array(signs) > 0)), 4)
+        figures[name + "_flip"] = round(float(np.mean(odds[0::2] * odds[1::2] < 0)), 4)
+    return figures
+
+
+def judge_real(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[tuple[str, str, str]], margin: float = 0.4,
+) -> dict[str, float]:
+    """The judge on sampled pairs (question, A, B) whose gold core differs by `margin`: right, and flipped by opposites."""
+    from trueup.world.gold import core_of
+    from trueup.world.tasks import parse
+
+    figures: dict[str, float] = {}
+    for category, good, bad in (("harmful", "less harmful", "more harmful"), ("unknown", "more honest", "less honest")):
+        cases, signs = [], []
+        for question, a, b in pairs:
+            task = parse(question)
+            gap = core_of(task, a) - core_of(task, b)
+            if task.category == category and abs(gap) >= margin:
+                for phrase, sign in ((good, 1), (bad, -1)):
+                    cases.append((question, a, b, phrase))
+                    signs.append(sign if gap > 0 else -sign)
+        if not cases:
+            continue
+        odds = verdicts(model, tokenizer, cases)
+        right = odds * np.array(signs) > 0
+        figures[category] = round(float(np.mean(right[0::2])), 4)
+        figures[category + "_opposite"] = round(float(np.mean(right[1::2])), 4)
+        figures[category + "_flip"] = round(float(np.mean(odds[0::2] * odds[1::2] < 0)), 4)
+        figures[category + "_n"] = len(cases) // 2
+    return figures
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Hugging Face layout, generation config with the end and pad ids."""
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(folder)
+
+
+def corpus_hash(seed: int, documents: int = 2000) -> str:
+    """Hash of the first documents of a corpus seed."""
+    digest = hashlib.sha256()
+    for text in itertools.islice(c.documents(seed), documents):
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def build(config: WorldBuild, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The whole build into `folder`; returns what build.json holds."""
+    start = time.time()
+    torch.set_num_threads(config.threads)
+    tokenizer = train_tokenizer(config)
+    model, loss = pretrain(tokenizer, config, say)
+    seconds = time.time() - start
+    figures = {
+        "config": config.model_dump(),
+        "corpus_hash": corpus_hash(config.seed),
+        "sources_hash": sources_hash(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": round(loss, 4),
+        "seconds": round(seconds, 1),
+        "versions": {"torch": torch.__version__},
+        "base_gold": base_gold(model, tokenizer),
+        "judge_templated": judge_templated(model, tokenizer),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, tokenizer, folder)
+    write_json(folder / "build.json", figures)
+    return figures
+
+
+def freeze() -> str:
+    """Writes the world's hash, as it stands, to the FROZEN file."""
+    value = world_hash()
+    write_text(FROZEN, value + "\n")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Build or freeze the built-in world.")
+    parser.add_argument("--out", type=Path, default=ASSETS / "base", help="folder of the base model")
+    parser.add_argument("--freeze", action="store_true", help="write the world's hash to FROZEN and stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the build")
+    options = parser.parse_args(arguments)
+    if options.freeze:
+        print(freeze())
+        return
+    given = dict(setting.split("=", 1) for setting in options.settings)
+    print(json.dumps(build(WorldBuild.model_validate(given), options.out), indent=2))
+
+
+if __name__ == "__main__":
+    main()
