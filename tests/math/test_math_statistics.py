@@ -1,0 +1,141 @@
+"""Calibration by hand, Wilson's interval against the test that it inverts, the bootstrap against known answers."""
+
+from statistics import NormalDist
+
+import pytest
+import torch
+
+from trueup.math import bootstrap_interval, expected_calibration_error, wilson_interval
+
+
+def test_calibration_worked_by_hand():
+    # Bin [.5, .75): p .5 .7 (mean .6), one of two right: |.6 - .5| x 2/5. Bin [.75, 1]: p .8 1 .9 (mean .9),
+    # outcomes 1, 1, .25 (a soft label; mean .75): .15 x 3/5. Together .04 + .09.
+    error, table = expected_calibration_error([0.5, 0.8, 0.7, 1.0, 0.9], [0.0, 1.0, 1.0, 1.0, 0.25], bins=4)
+    assert error == pytest.approx(0.13, abs=1e-12)
+    assert table == [
+        {"lower": 0.5, "upper": 0.75, "n": 2, "confidence": pytest.approx(0.6), "observed": 0.5},
+        {"lower": 0.75, "upper": 1.0, "n": 3, "confidence": pytest.approx(0.9), "observed": 0.75},
+    ]
+
+
+def test_calibration_counts_errors_of_either_sign():
+    over, _ = expected_calibration_error([0.9, 0.9], [0.0, 1.0])
+    under, _ = expected_calibration_error([0.1, 0.1], [0.0, 1.0])
+    both, _ = expected_calibration_error([0.9, 0.9, 0.1, 0.1], [0.0, 1.0, 0.0, 1.0])
+    assert over == under == both == pytest.approx(0.4)
+
+
+def test_calibrated_probabilities_have_no_error():
+    error, table = expected_calibration_error(torch.tensor([0.25] * 4 + [1.0]), torch.tensor([1.0, 0, 0, 0, 1]))
+    assert error == 0 and [row["n"] for row in table] == [4, 1]
+
+
+def test_calibration_bins():
+    edges = [i / 8 for i in range(9)]
+    _, table = expected_calibration_error(edges, [0.0] * 9, bins=8)
+    assert [row["lower"] for row in table] == edges[:-1] and [row["upper"] for row in table] == edges[1:]
+    assert [row["n"] for row in table] == [1] * 7 + [2]
+    middles = [0.05 + i / 10 for i in range(10)]
+    assert expected_calibration_error(middles, [0.0] * 10) == expected_calibration_error(middles, [0.0] * 10, bins=10)
+    assert len(expected_calibration_error(middles, [0.0] * 10)[1]) == 10
+    assert len(expected_calibration_error(middles, [0.0] * 10, bins=1)[1]) == 1
+    assert expected_calibration_error([], []) == (0.0, [])
+
+
+@pytest.mark.parametrize(
+    ("p", "outcome", "bins", "message"),
+    [
+        ([0.5, 1.5], [0, 1], 10, "p holds"),
+        ([0.5, -0.1], [0, 1], 10, "p holds"),
+        ([0.5, float("nan")], [0, 1], 10, "p holds"),
+        ([0.5, 0.1], [2, 1], 10, "outcome holds"),
+        ([0.5, 0.1], [-1, 1], 10, "outcome holds"),
+        ([0.5, 0.1], [1], 10, r"p \(2,\) and outcome \(1,\)"),
+        ([[0.5, 0.1]], [[1, 0]], 10, r"p \(1, 2\)"),
+        ([0.5], [1], 0, "bins 0"),
+    ],
+)
+def test_calibration_refuses_what_is_not_a_probability(p, outcome, bins, message):
+    with pytest.raises(ValueError, match=message):
+        expected_calibration_error(p, outcome, bins)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize(("wins", "n"), [(8, 10), (1, 7), (31.5, 64), (499, 500), (3, 3.5)])
+def test_wilson_inverts_the_score_test(wins, n, level):
+    # Its ends are the rates p whose own standard error puts the observed rate z of them away.
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    low, high = wilson_interval(wins, n, level=level)
+    assert 0 <= low < wins / n < high <= 1
+    for p in (low, high):
+        assert (wins / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, rel=1e-9)
+
+
+def test_wilson_by_the_book_and_its_default():
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
+    assert wilson_interval(8, 10) == wilson_interval(8, 10, level=0.95)
+
+
+def test_wilson_at_the_ends():
+    assert wilson_interval(0, 0) == (0, 1)
+    for n in range(1, 200):
+        low, high = wilson_interval(0, n)
+        assert 0 <= low < 1e-12 and 0 < high < 1
+        low, high = wilson_interval(n, n)
+        assert 0 < low < 1 and 1 - 1e-12 < high <= 1
+    assert wilson_interval(0, 1)[1] == pytest.approx(1 - wilson_interval(1, 1)[0])
+
+
+@pytest.mark.parametrize(("wins", "n", "level"), [(-1, 5, 0.9), (6, 5, 0.9), (0, -1, 0.9), (1, 2, 0), (1, 2, 1)])
+def test_wilson_refuses_what_cannot_be(wins, n, level):
+    with pytest.raises(ValueError, match=f"{wins} wins of {n} at level {level}"):
+        wilson_interval(wins, n, level=level)
+
+
+def test_bootstrap_of_two_values():
+    # Means of resamples of (0, 1): 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
+    ends = {level: bootstrap_interval([0, 1], seed=0, level=level, samples=2000) for level in (0.4, 0.6)}
+    assert [float(x) for x in ends[0.4]] == [0.5, 0.5]
+    assert [float(x) for x in ends[0.6]] == [0, 1]
+
+
+def test_bootstrap_of_many_values_is_nearly_normal():
+    values = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    for level in (0.5, 0.95):
+        low, high = bootstrap_interval(values, seed=1, level=level, samples=4000)
+        half = NormalDist().inv_cdf((1 + level) / 2) * values.std(unbiased=False).item() / 200**0.5
+        assert float(low) == pytest.approx(values.mean().item() - half, abs=0.08 * half)
+        assert float(high) == pytest.approx(values.mean().item() + half, abs=0.08 * half)
+
+
+def test_bootstrap_draws_rows_whole():
+    column = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    low, high = bootstrap_interval(torch.stack([column, column + 1, 2 * column], 1), seed=3, samples=200)
+    assert low.shape == high.shape == (3,) and low.dtype == torch.float64
+    torch.testing.assert_close(low[1], low[0] + 1)
+    torch.testing.assert_close(high[2], 2 * high[0])
+    assert (low < high).all()
+
+
+def test_bootstrap_is_a_function_of_its_seed():
+    values = torch.arange(20.0)
+    first, again, other = (bootstrap_interval(values, seed=s, samples=100) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_bootstrap_defaults():
+    default = bootstrap_interval([0.0, 3.0, 10.0, 11.0, 2.5], seed=0)
+    assert default == bootstrap_interval([0.0, 3.0, 10.0, 11.0, 2.5], seed=0, level=0.95, samples=10_000)
+
+
+def test_bootstrap_of_one_row_and_of_one_sample():
+    assert bootstrap_interval([4.0], seed=0, samples=10) == (4.0, 4.0)
+    low, high = bootstrap_interval([1.0, 2.0, 5.0], seed=0, samples=1)
+    assert low == high
+
+
+@pytest.mark.parametrize(("values", "level"), [([], 0.9), ([1.0], 0.0), ([1.0], 1.0)])
+def test_bootstrap_refuses_no_rows_and_senseless_levels(values, level):
+    with pytest.raises(ValueError, match=f"level {level}"):
+        bootstrap_interval(values, seed=0, level=level)
