@@ -23,9 +23,11 @@ from trueup.config import Config
 from trueup.engine.mesh import Mesh, Shares
 from trueup.models.net import Batch, Net
 
-LossFn = Callable[[dict[str, Tensor], Batch], dict[str, tuple[Tensor, Tensor]]]
+Losses = dict[str, tuple[Tensor, Tensor]]
+LossFn = Callable[[dict[str, Tensor], Batch], Losses]
 """loss_fn(outputs, batch) -> {name: (losses, weight)}, unreduced and of one shape. Weights depend on the batch alone.
-It is called on parts of the batch, and once on all of it with zeros for outputs, to sum the weights."""
+It is called on parts of the batch, and once on all of it with zeros for outputs, to sum the weights. What is named
+"metric/..." is reduced like the rest and reported, but not optimized."""
 
 
 class Optim(Config):
@@ -148,8 +150,9 @@ class Learner:
                     for name, (loss, weight) in losses.items()
                 ]
                 stacked = torch.stack(parts_of)
+                optimized = torch.stack([v for v, name in zip(parts_of, losses, strict=True) if not _is_metric(name)])
                 # DDP divides by the number of ranks; ours are sums.
-                (stacked.sum() * self.mesh.world).backward()
+                (optimized.sum() * self.mesh.world).backward()
                 sums += stacked.detach()
         values = dict(zip(total, self.mesh.sum(sums).tolist(), strict=True))
         for name, value in values.items():
@@ -228,6 +231,10 @@ class Learner:
             tokens += costs[row]
         if part:
             yield part
+
+
+def _is_metric(name: str) -> bool:
+    return name.startswith("metric/")
 
 
 def _take(batch: Batch, rows: list[int]) -> Batch:

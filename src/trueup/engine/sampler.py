@@ -25,6 +25,7 @@ from trueup.config import Config
 from trueup.engine.mesh import Mesh
 from trueup.models.forward import Layout, _no_mask, device_of, pack, packs, padded_states
 from trueup.models.logprobs import Head
+from trueup.models.net import prepare
 from trueup.records import Completion
 
 
@@ -102,7 +103,7 @@ class Sampler:
         mesh: Mesh | None = None,
         slots: int = 64,
     ) -> None:
-        self.model, self.end_id, self.pad_id, self.decode = model, end_id, pad_id, decode
+        self.model, self.end_id, self.pad_id, self.decode = prepare(model), end_id, pad_id, decode
         self.mesh, self.slots = mesh or Mesh(), slots
         self.room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 

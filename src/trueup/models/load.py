@@ -28,9 +28,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from trueup.models.forward import NAME, packs
 from trueup.models.logprobs import Head
-from trueup.models.net import no_dropout
+from trueup.models.net import prepare
 from trueup.records import UserError
 
 
@@ -55,8 +54,7 @@ def load_policy(
     model, info = _load(AutoModelForCausalLM, path, config, dtype)
     if info["missing_keys"]:
         raise UserError(f"{path}: the weights lack {_some(info['missing_keys'])}")
-    no_dropout(model).to(device)  # type: ignore[arg-type]
-    packs(model, 1)
+    prepare(model.to(device))  # type: ignore[arg-type]
     check_head(model, str(path))
     return model
 
@@ -97,8 +95,7 @@ def load_scalar(
         layer.weight.data.copy_(fresh)
         if layer.bias is not None:
             layer.bias.data.zero_()
-    no_dropout(model).to(device)  # type: ignore[arg-type]
-    packs(model, 1)
+    prepare(model.to(device))  # type: ignore[arg-type]
     return Scalar(model, not trained)
 
 
@@ -164,10 +161,7 @@ def assert_roundtrip(model: PreTrainedModel, folder: str | Path, ids: Tensor) ->
     auto = AutoModelForCausalLM if model.can_generate() else AutoModelForSequenceClassification
     with _quiet():
         copy = auto.from_pretrained(str(folder), dtype=model.dtype).eval().to(model.device)
-    if model.config._attn_implementation == NAME:
-        copy.set_attn_implementation(NAME)
-    else:
-        copy.set_attn_implementation(model.config._attn_implementation)
+    prepare(copy)  # equality asks for one way of computing on both sides
     ids = ids.to(model.device)
     with torch.no_grad():
         want, got = model(input_ids=ids).logits, copy(input_ids=ids).logits

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
+
+from trueup.models.linear import product
 
 CHUNK = 1 << 22
 """Logits worked on at a time (16 MiB in float32)."""
@@ -38,8 +39,8 @@ class Head:
         return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden [..., d] -> logits [..., V], float32."""
-        logits = linear(hidden, self.weight, self.bias).float()
+        """hidden [..., d] -> logits [..., V], float32, without gradients."""
+        logits = product(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
@@ -118,12 +119,9 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_bias += g.sum(0)
             g = g.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(g, weight, out=grad_hidden[part])
+                grad_hidden[part] = product(g, weight.T)
             if grad_weight is not None:
-                if grad_weight.dtype == g.dtype:
-                    grad_weight.addmm_(g.T, hidden[part])
-                else:
-                    grad_weight += g.T @ hidden[part]
+                grad_weight += product(g.T, hidden[part].T)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trueup.models.forward import device_of, hidden_states, packs
+from trueup.models.linear import fast_linears
 from trueup.models.logprobs import Head, exact_kl, token_logprobs
 
 Kind = Literal["policy", "critic", "reward"]
@@ -34,8 +35,7 @@ class Net(nn.Module):
 
     def __init__(self, model: PreTrainedModel, kind: Kind, temperature: float = 1.0) -> None:
         super().__init__()
-        self.model = no_dropout(model)
-        packs(model, 1)
+        self.model = prepare(model)
         self.kind: Kind = kind
         self.temperature = temperature
         device = device_of(model)
@@ -113,9 +113,12 @@ def score_head(model: PreTrainedModel) -> nn.Module:
     return model.score  # type: ignore[return-value]
 
 
-def no_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with every dropout at zero and in eval mode; its config keeps what it says."""
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, in place: dropout at zero, eval mode, fast linear layers, packed attention where the family
+    allows it. Its config and files stay as they are."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model.eval()
+    fast_linears(model)
+    packs(model.eval(), 1)
+    return model

@@ -41,7 +41,9 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     model.load_state_dict((loaded if isinstance(loaded, PreTrainedModel) else loaded.model).state_dict())
 
 
-def save_checked(model: PreTrainedModel, folder: Path, *, chat: Chat, extra_config: Mapping[str, Any] | None = None) -> None:
+def save_checked(
+    model: PreTrainedModel, folder: Path, *, chat: Chat, extra_config: Mapping[str, Any] | None = None
+) -> None:
     """Save with tokenizer and template, load again, and compare outputs to equality."""
     save_model(model, folder, chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id, extra_config=extra_config)
     ids = torch.tensor([chat.prompt_ids([{"role": "user", "content": "What is it?"}]) + chat.reply_ids("Yes.")])
