@@ -111,6 +111,8 @@ def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
             raise UserError(f"stage '{name}': unknown phase '{phase}'; known phases: {', '.join(PHASES)}")
         module = importlib.import_module(PHASES[phase][0])
         cls: type[Config] = getattr(module, PHASES[phase][1])
+        if empty := _unfilled(keys, name):
+            raise UserError(f"the recipe leaves keys to be filled in: {', '.join(f'{k}=...' for k in empty)}")
         if "seed" in cls.model_fields:
             keys.setdefault("seed", recipe.seed)
         parents: dict[str, str] = {}
@@ -118,6 +120,13 @@ def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
         key = stage_key(phase, module.VERSION, config, stages)
         stages[name] = Stage(name, phase, module, config, key, runs / recipe.name / f"{name}-{key}", parents)
     return list(stages.values())
+
+
+def _unfilled(value: Any, path: str) -> list[str]:
+    """The dotted keys that still hold '???'."""
+    if isinstance(value, Mapping):
+        return [found for k, v in value.items() for found in _unfilled(v, f"{path}.{k}")]
+    return [path] if value == "???" else []
 
 
 def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dict[str, str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import make_tokenizer
+from tests.models_made import make_tokenizer
 from trueup.data.chat import PLAIN, Chat
 from trueup.records import Demonstration, Prompt, UserError
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, split_by_prompt
+from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, select_by_prompt, split_by_prompt
 from trueup.records import Prompt, UserError
 
 USER = {"role": "user", "content": "Hi"}
@@ -107,6 +107,21 @@ def test_label_out_of_range(tmp_path):
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "label": 1.5}
     with pytest.raises(UserError, match=r"label.*\[0, 1\]"):
         read_preferences(write(tmp_path / "p.jsonl", row))
+
+
+def test_instructions_and_their_instances(tmp_path):
+    rows = [{"instruction": "Add.", "input": "1 2", "output": "3"},
+            {"instruction": "Add.", "instances": [{"input": "", "output": "0"}, {"input": "4", "output": "4"}]}]
+    found = read_demonstrations(write(tmp_path / "d.jsonl", *rows)).records
+    assert [(d.prompt.text, d.reply) for d in found] == [("Add.\n\n1 2", "3"), ("Add.", "0"), ("Add.\n\n4", "4")]
+    assert [p.text for p in read_prompts(tmp_path / "d.jsonl").records] == ["Add.\n\n1 2", "Add.", "Add.\n\n4"]
+
+
+def test_parts_share_no_prompt_and_leave_none_out():
+    prompts = [Prompt.of(f"question {i % 300}") for i in range(600)]
+    low, high = (select_by_prompt(prompts, part, lambda p: p) for part in ((0.0, 0.7), (0.7, 1.0)))
+    assert len(low) + len(high) == 600 and not set(low) & set(high)
+    assert 0.6 < len(low) / 600 < 0.8
 
 
 def test_splits_are_by_prompt():

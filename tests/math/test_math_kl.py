@@ -133,12 +133,12 @@ def test_controller_goes_on_from_its_state():
     for controller in (whole, first):
         controller.update(8.0, 10)
     rest = AdaptiveKL(99.0, 6.0, 100)
-    rest.load(first.state())
+    rest.load_state(first.state())
     for controller in (whole, rest):
         controller.update(3.0, 10)
     assert rest.value == whole.value != 0.2
     with pytest.raises(KeyError):
-        rest.load({})
+        rest.load_state({})
 
 
 @pytest.mark.parametrize(("init", "target", "horizon"), [(-0.1, 6, 100), (0.1, 0, 100), (0.1, 6, 0), (0.1, -1, 9)])

@@ -2,6 +2,7 @@
 
     messages                      a conversation whose last turn is the assistant's   -> Demonstration
     prompt, completion            string or message list                              -> Demonstration
+    instruction, input, output    Alpaca's columns; `instances` of input and output   -> Demonstration
     prompt                        string or message list                              -> Prompt
     prompt, chosen, rejected      string or message list                              -> Preference
     chosen, rejected              the prompt is what both conversations share         -> Preference
@@ -52,7 +53,7 @@ class BadRow(Exception):
 
 
 def read_demonstrations(path: str | Path) -> Rows[Demonstration]:
-    return _read(path, _demonstration, "messages, or prompt and completion")
+    return _read(path, _demonstration, "messages; prompt and completion; or instruction and output")
 
 
 def read_prompts(path: str | Path) -> Rows[Prompt]:
@@ -67,7 +68,7 @@ def read_preferences(path: str | Path) -> Rows[Preference]:
 def _read(path: str | Path, make: Callable[[dict[str, Any]], T | str], expected: str) -> Rows[T]:
     path = Path(path)
     rows: Rows[T] = Rows([])
-    for line, row in raw_rows(path):
+    for line, row in _instances(raw_rows(path)):
         try:
             record = make(row)
         except BadRow as error:
@@ -79,6 +80,17 @@ def _read(path: str | Path, make: Callable[[dict[str, Any]], T | str], expected:
     if not rows.records:
         raise UserError(f"{path}: no usable rows; {rows.note()}")
     return rows
+
+
+def _instances(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Self-instruct's rows hold several instances of one instruction; each becomes a row."""
+    for line, row in rows:
+        instances = row.get("instances")
+        if "instruction" in row and isinstance(instances, list):
+            for instance in instances:
+                yield line, {**row, **(instance if isinstance(instance, dict) else {})}
+        else:
+            yield line, row
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -182,8 +194,18 @@ def _split(value: Any, column: str) -> tuple[list[Message], str]:
     return messages[:-1], messages[-1]["content"]
 
 
+def _instruction(row: dict[str, Any]) -> list[Message]:
+    """An instruction, with its input below it where there is one."""
+    parts = [row["instruction"], row.get("input") or ""]
+    if not all(isinstance(p, str) for p in parts):
+        raise BadRow("columns 'instruction' and 'input' must be text")
+    return [{"role": "user", "content": "\n\n".join(p.strip() for p in parts if p.strip())}]
+
+
 def _demonstration(row: dict[str, Any]) -> Demonstration | str:
-    if "messages" in row:
+    if "instruction" in row and "output" in row:
+        before, reply = _instruction(row), _reply(row["output"], "output")
+    elif "messages" in row:
         before, reply = _split(row["messages"], "messages")
     elif "prompt" in row and "completion" in row:
         before, reply = _messages(row["prompt"], "prompt"), _reply(row["completion"], "completion")
@@ -195,6 +217,8 @@ def _demonstration(row: dict[str, Any]) -> Demonstration | str:
 def _prompt(row: dict[str, Any]) -> Prompt | str:
     if "prompt" in row:
         return _awaiting(_messages(row["prompt"], "prompt"), row, "prompt")
+    if "instruction" in row:
+        return _awaiting(_instruction(row), row, "instruction")
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
         return _awaiting(messages[:-1] if messages[-1]["role"] == "assistant" else messages, row, "messages")
@@ -236,9 +260,17 @@ def _preference(row: dict[str, Any]) -> Preference | str:
 
 def split_by_prompt(records: Sequence[T], share: float, prompt: Callable[[T], Prompt]) -> tuple[list[T], list[T]]:
     """(train, held out): a prompt falls wholly on one side, by the hash of its content, about `share` held out."""
-    train: list[T] = []
-    held: list[T] = []
-    for record in records:
-        digest = hashlib.sha256(("split" + prompt(record).id).encode()).digest()
-        (held if int.from_bytes(digest[:8], "big") < share * 2**64 else train).append(record)
-    return train, held
+    held = select_by_prompt(records, (0.0, share), prompt, salt="split")
+    kept = select_by_prompt(records, (share, 1.0), prompt, salt="split")
+    return kept, held
+
+
+def select_by_prompt(records: Sequence[T], part: tuple[float, float], prompt: Callable[[T], Prompt], *,
+                     salt: str = "part") -> list[T]:
+    """The records whose prompt's place on [0, 1), by the hash of its content and `salt`, lies in `part`: two reward
+    models trained on (0, .5) and (.5, 1) have seen no prompt in common."""
+    def place(record: T) -> float:
+        digest = hashlib.sha256((salt + prompt(record).id).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    return [record for record in records if part[0] <= place(record) < part[1]]

@@ -81,6 +81,6 @@ class AdaptiveKL:
         """What a checkpoint holds; target and horizon come from the config."""
         return {"value": self.value}
 
-    def load(self, state: Mapping[str, float]) -> None:
+    def load_state(self, state: Mapping[str, float]) -> None:
         """Goes on from what `state` gave. KeyError where the value is missing."""
         self.value = float(state["value"])

@@ -23,7 +23,7 @@ from pydantic import Field
 from trueup.config import Config, display
 from trueup.data.batches import Batch, pair_batch, rectangle
 from trueup.data.chat import Chat, describe
-from trueup.data.readers import read_preferences, split_by_prompt
+from trueup.data.readers import read_preferences, select_by_prompt, split_by_prompt
 from trueup.engine.fit import Training, fit
 from trueup.engine.frozen import forward
 from trueup.engine.learner import Learner, Losses, Optim
@@ -47,6 +47,9 @@ class RewardConfig(Config):
     """The SFT model it starts from: a folder or Hub name."""
     data: str
     """Comparisons: `prompt, chosen, rejected`; `label`, `margin`, `weight`, `category` are used where they are."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Only the prompts in this part of [0, 1): a reward model on (0.7, 1) can judge a policy trained against one on
+    (0, 0.7), since they share no prompt."""
     seed: int = 0
     max_length: int = Field(1024, gt=1)
     """Pairs with a longer row are dropped, and counted."""
@@ -81,10 +84,11 @@ def pair_loss(outputs: Batch, batch: Batch, *, center: float) -> Losses:
 def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
     found = read_preferences(config.data)
-    parts = split_by_prompt(found.records, config.held_out, lambda p: p.prompt)
+    records = select_by_prompt(found.records, config.part, lambda p: p.prompt)
+    parts = split_by_prompt(records, config.held_out, lambda p: p.prompt)
     rows, valid = ([p for p in map(partial(encode, chat), part) if longest(p) <= config.max_length] for part in parts)
-    dropped = len(found) - len(rows) - len(valid)
-    run.say(f"{found.note()}; {len(rows)} pairs to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens")
+    dropped = len(records) - len(rows) - len(valid)
+    run.say(f"{found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens")
     if not rows:
         raise UserError(f"{config.data}: every pair has a row with more than {config.max_length} tokens (max_length)")
 
@@ -102,7 +106,7 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     report = {}
     if valid:
         scores = pair_scores(net, mesh, valid, chat.pad_id)
-        report = evaluate(valid, scores, normalization["score_std"], found.records)
+        report = evaluate(valid, scores, normalization["score_std"], records)
         show(run, valid[: config.samples], scores, normalization, results["steps"])
         run.say(f"held-out accuracy {report['accuracy']:.3f}; longer wins {report['longer_wins']:.3f}"
                 + (f"; ceiling set by the raters' noise {report['ceiling']:.3f}" if report["ceiling"] else ""))

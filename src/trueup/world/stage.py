@@ -6,6 +6,7 @@ names them: the same door as anyone's data.
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from pydantic import Field
@@ -23,26 +24,28 @@ class WorldConfig(Config):
 
     seed: int = 0
     """Which draw of demonstrations and prompts."""
+    world: int = 0
+    """The generator seed: which of the world's own draws of entities, operands and wordings."""
     demonstrations: int = Field(3000, gt=0)
-    preference_prompts: int = Field(3000, gt=0)
-    ppo_prompts: int = Field(3000, gt=0)
-    heldout_prompts: int = Field(560, gt=0)
-    world: str = ""
-    """The world's hash; filled in, so that a stage made from another world is made again."""
+    prompts: int = Field(3000, gt=0)
+    """Prompts of each split but the held-out one."""
+    heldout: int = Field(560, gt=0)
+    hash: str = ""
+    """The world's hash, filled in: a stage made from another world is made again."""
 
     def model_post_init(self, _: Any) -> None:
         from trueup.world import world_hash
 
-        object.__setattr__(self, "world", world_hash())
+        object.__setattr__(self, "hash", world_hash())
 
 
 def run_phase(config: WorldConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
-    from trueup.world import export
+    from trueup.world import base_path, export
 
-    written = {}
+    rows = {}
     if mesh.is_main:
-        written = export(run.folder, seed=config.seed, demonstrations=config.demonstrations,
-                         preference_prompts=config.preference_prompts, ppo_prompts=config.ppo_prompts,
-                         heldout_prompts=config.heldout_prompts)
+        run.write("base", lambda folder: shutil.copytree(base_path(), folder, dirs_exist_ok=True))
+        rows = export(run.folder, demos=config.demonstrations, per_split=config.prompts, heldout=config.heldout,
+                      seed=config.seed, world=config.world)
     mesh.barrier()
-    return {"files": {name: path.name for name, path in written.items()}, "world": config.world}
+    return {"rows": rows, "hash": config.hash}

@@ -1,0 +1,113 @@
+"""The command line as a newcomer meets it: quick help, one clear line for every mistake, exit code 2."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trueup.cli import main
+
+
+SRC = str(Path(__file__).parents[1] / "src")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command line in this process: call(folder, *arguments) -> (exit code, stdout, stderr)."""
+
+    def run(folder: Path, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["trueup", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def trueup(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "trueup", *arguments], cwd=cwd, env=env, capture_output=True, text=True,
+                          input=stdin)
+
+
+def test_help_needs_no_torch(tmp_path):
+    code = ("import sys; sys.argv = ['trueup', '--help']\n"
+            "import trueup.cli\n"
+            "try:\n    trueup.cli.main()\nexcept SystemExit:\n    pass\n"
+            "bad = {'torch', 'transformers', 'pydantic', 'plotly'} & set(sys.modules)\n"
+            "assert not bad, bad")
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SRC}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout and "ppo" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["run", "none.yaml"], "none.yaml: no such recipe"),
+    (["sft"], "needs keys"),
+    (["sft", "model=none", "data=none.jsonl"], "none"),
+    (["sft", "modle=base", "data=demos.jsonl"], "did you mean 'model'?"),
+    (["sft", "model=base", "data=empty.jsonl"], "no usable rows"),
+    (["sft", "model=base", "data=demos.jsonl", "max_length=2"], "more than 2 tokens"),
+    (["sft", "model=reward/final", "data=demos.jsonl"], "holds a reward model"),
+    (["reward", "model=base", "data=demos.jsonl"], "expected columns: prompt, chosen and rejected"),
+    (["ppo", "model=base", "scorer=sft/final", "prompts=prompts.jsonl"], "a reward model is needed"),
+    (["ppo", "model=base", "scorer=toyrules:nothing", "prompts=prompts.jsonl"], "has no 'nothing'"),
+    (["ppo", "model=base", "scorer=nowhere:rule", "prompts=prompts.jsonl"], "no module named 'nowhere'"),
+    (["evaluate", "models.a=base", "prompts=prompts.jsonl"], "'sft' is not among the models"),
+    (["report", "none"], "not a run"), (["chat", "none"], "neither a run"), (["keys", "none"], "unknown phase"),
+    (["judge", "completions=none.jsonl", "judge=toyrules:gold"], "no such file"),
+    (["score", "completions=none.jsonl", "scorer=toyrules:gold"], "no such file")])
+def test_mistakes_are_told_in_one_line(toy, call, arguments, said):
+    (toy / "empty.jsonl").write_text("")
+    code, out, err = call(toy, *arguments)
+    assert code == 2, (out, err)
+    lines = [text for text in err.splitlines() if text.startswith("trueup: ")]
+    assert len(lines) == 1 and said in lines[0], err
+
+
+def test_single_stages_chain_by_files(toy, call):
+    assert call(toy, "generate", "model=sft/final", "prompts=prompts.jsonl", "n=2", "sampling.max_tokens=20")[0] == 0
+    made = next((toy / "runs" / "generate").glob("generate-*"))
+    assert call(toy, "score", f"completions={made}/completions.jsonl", "scorer=reward/final")[0] == 0
+    rows = [json.loads(line) for line in next((toy / "runs" / "score").glob("score-*/completions.jsonl")).open()]
+    assert all(isinstance(a["score"], float) for row in rows for a in row["completions"])
+    assert call(toy, "judge", f"completions={made}/completions.jsonl", "judge=reward/final")[0] == 0
+    rows = [json.loads(line) for line in next((toy / "runs" / "judge").glob("judge-*/comparisons.jsonl")).open()]
+    assert rows and all("blue" in row["chosen"] for row in rows if "blue" in row["chosen"] + row["rejected"])
+
+
+def test_keys_lists_every_key_with_its_meaning(toy, call):
+    _, shown, _ = call(toy, "keys", "ppo")
+    assert "kl_coef" in shown and "sampling.temperature" in shown and "Completions a step." in shown
+
+
+def test_chat_answers_and_can_show_two_models(toy):
+    done = trueup("chat", "sft", "--beside", "base", "--temperature", "0", "--max-tokens", "20", cwd=toy,
+                  stdin="what is the colour of aa?\n/new\nwhat is the colour of bb?\n\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("blue") + done.stdout.count("yes please") >= 2
+    assert "sft" in done.stdout and "base" in done.stdout
+
+
+@pytest.mark.long
+def test_help_is_quick(tmp_path):
+    """Not a benchmark: a torch import alone takes longer than this."""
+    best = min(_timed(tmp_path) for _ in range(3))
+    assert best < 1.0
+
+
+def _timed(folder: Path) -> float:
+    began = time.monotonic()
+    assert trueup("--help", cwd=folder).returncode == 0
+    return time.monotonic() - began

@@ -1,0 +1,157 @@
+"""Stages in order: done ones skipped, changed ones made again, interrupted ones continued to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.toy import metrics, run
+from trueup.recipe import load_recipe, resolve
+from trueup.records import UserError
+
+SFT = {"phase": "sft", "model": "base", "data": "demos.jsonl", "sampling": {"max_tokens": 20},
+       "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}, "save_every": 3}}
+PPO = {"phase": "ppo", "model": "sft/final", "scorer": "reward/final", "prompts": "prompts.jsonl", "batch": 16, "steps": 8,
+       "sampling": {"max_tokens": 20}, "save_every": 2, "adaptive_kl": {"target": 1.0, "horizon": 100}, "held_out": 0.2,
+       "validate_every": 3}
+
+
+def test_a_stage_that_is_done_is_skipped_and_a_changed_one_is_made_again(toy, capsys):
+    stages = {"sft": {**SFT, "seed": 11}, "out": {"phase": "generate", "model": "@sft/final", "prompts": "prompts.jsonl",
+                                                  "sampling": {"max_tokens": 20}}}
+    first = run(toy, stages)
+    capsys.readouterr()
+    again = run(toy, stages)
+    assert capsys.readouterr().out.count("done before") == 2
+    assert [s.folder for s in again.values()] == [s.folder for s in first.values()]
+    stages["sft"]["train"] = {**SFT["train"], "save_every": 5}  # a display key changes nothing
+    assert run(toy, stages)["sft"].key == first["sft"].key
+    stages["out"]["n"] = 2
+    changed = run(toy, stages)
+    assert changed["sft"].key == first["sft"].key and changed["out"].key != first["out"].key
+
+
+def test_contents_of_inputs_are_part_of_the_key(toy):
+    (toy / "copy.jsonl").write_text((toy / "demos.jsonl").read_text())
+    data = {"name": "keys", "stages": {"sft": {**SFT, "data": "copy.jsonl"}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(toy)
+        before = resolve(load_recipe(data), Path("runs"))[0].key
+        assert resolve(load_recipe(data), Path("elsewhere"))[0].key == before
+        with open("copy.jsonl", "a") as file:
+            file.write(json.dumps({"prompt": "new", "completion": "row"}) + "\n")
+        assert resolve(load_recipe(data), Path("runs"))[0].key != before
+        with_rule = {"name": "keys", "stages": {"ppo": {**PPO, "audit": "toyrules:gold"}}}
+        rule = resolve(load_recipe(with_rule), Path("runs"))[0].key
+        with open("toyrules.py", "a") as file:
+            file.write("\n# a change of the rules\n")
+        assert resolve(load_recipe(with_rule), Path("runs"))[0].key != rule
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "trueup", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
+
+def killed_and_continued(folder: Path, recipe: dict, name: str, when: float | int) -> Path:
+    """Run until `when` checkpoints' worth of steps are logged, kill -9, and run again to the end."""
+    path = folder / f"{name}.json.yaml"
+    path.write_text(json.dumps({"name": name, "device": "cpu", "stages": recipe}))
+    stage = next(iter(recipe))
+    process = subprocess.Popen(command(folder, "run", path.name), cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = list((folder / "runs" / name).glob(f"{stage}-*/metrics.jsonl"))
+        if logs and len(logs[0].read_text().splitlines()) >= when:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (made,) = (folder / "runs" / name).glob(f"{stage}-*")
+    assert json.loads((made / "manifest.json").read_text())["status"] == "running", "killed too late to test anything"
+    again = subprocess.run(command(folder, "run", path.name), cwd=folder, env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    return made
+
+
+def same_end(one: Path, two: Path) -> None:
+    a, b = (load_file(p / "final" / "model.safetensors") for p in (one, two))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    timed = ("seconds", "peak")
+    logs = [[{k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
+             for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (one, two)]
+    assert logs[0] == logs[1]
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("stage, keys, when", [("sft", SFT, 8), ("ppo", PPO, 5)])
+def test_killed_and_run_again_it_ends_where_the_uninterrupted_run_ends(toy, stage, keys, when):
+    whole = run(toy, {stage: keys}, name=f"whole-{stage}")[stage].folder
+    cut = killed_and_continued(toy, {stage: keys}, f"cut-{stage}", when)
+    same_end(whole, cut)
+    assert not list(cut.glob("checkpoint-*")), "a stage that is done keeps no state to go on from"
+
+
+def test_two_processes_may_not_write_one_run(tmp_path):
+    from trueup.run import Run
+
+    with Run(tmp_path / "r", name="a"), pytest.raises(UserError, match="another process"), Run(tmp_path / "r", name="b"):
+        pass
+
+
+@pytest.mark.parametrize("recipe, said", [
+    ({"stages": {"sft": {"modle": "x", "data": "y"}}}, "unknown key 'modle'; did you mean 'model'"),
+    ({"stages": {"sft": {"data": "y"}}}, "key 'model' is missing"),
+    ({"stages": {"x": {"phase": "sfy"}}}, "unknown phase 'sfy'"),
+    ({"stages": {"sft": {"model": "@base/final", "data": "y"}}}, "'@base/final' names no earlier stage"),
+    ({"stages": {"sft": {"model": "???", "data": "y"}}}, "filled in: sft.model=..."),
+    ({"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "kl_coef": -1}}}, "key 'kl_coef'"),
+    ({"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "optim": {"rl": 1}}}}, "'optim.rl'; did you mean 'lr'"),
+    ({"stages": {}}, "key 'stages' is missing")])
+def test_a_bad_recipe_is_told_in_one_line(recipe, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        resolve(load_recipe({"name": "bad", **recipe}), tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_and_overrides(tmp_path):
+    (tmp_path / "r.yaml").write_text("name: r\nstages:\n  ppo: {model: m, scorer: s, prompts: p, optim: {lr: 1e-4}}\n")
+    recipe = load_recipe(tmp_path / "r.yaml", ["ppo.kl_coef=2e-1", "seed=7", "ppo.critic_optim.lr=3"])
+    (stage,) = resolve(recipe, tmp_path)
+    assert (stage.config.optim.lr, stage.config.kl_coef, stage.config.seed, stage.config.critic_optim.lr) == (1e-4, 0.2, 7, 3)
+    with pytest.raises(UserError, match="no stage or key 'pp'"):
+        load_recipe(tmp_path / "r.yaml", ["pp.kl_coef=1"])
+    with pytest.raises(UserError, match="key=value"):
+        load_recipe(tmp_path / "r.yaml", ["ppo"])
+    with pytest.raises(UserError, match=r"broken.yaml, line 2"):
+        (tmp_path / "broken.yaml").write_text("a: 1\n  b: [\n")
+        load_recipe(tmp_path / "broken.yaml")
+    with pytest.raises(UserError, match="built-in recipes: .*world"):
+        load_recipe("nothing.yaml")
+
+
+def test_built_in_recipes_are_whole():
+    for name in ("own",):
+        recipe = load_recipe(name)
+        with pytest.raises(UserError, match=r"filled in: sft.model=..., sft.data=..."):
+            resolve(recipe, Path("runs"))
+
+
+def test_metrics_of_a_stopped_attempt_without_a_checkpoint_are_not_counted_twice(toy):
+    stage = run(toy, {"sft": {**SFT, "seed": 5}}, name="twice")["sft"]
+    expected = len(metrics(stage))
+    manifest = json.loads((stage.folder / "manifest.json").read_text())
+    (stage.folder / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    assert len(metrics(run(toy, {"sft": {**SFT, "seed": 5}}, name="twice")["sft"])) == expected

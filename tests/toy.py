@@ -1,0 +1,74 @@
+"""A toy with a known answer: half of the demonstrations say that the sky is blue, half say yes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.models_made import make_model
+from trueup.recipe import load_recipe, run_recipe
+
+QUESTIONS = [f"what is the colour of {a}{b}?" for a in "abcdefgh" for b in "abcdefgh"]
+RULES = '''
+import numpy as np
+from trueup.records import Scores, Verdict
+
+def blue(prompts, completions):
+    return [1.0 if "blue" in c.text else 0.0 for c in completions]
+
+class Gold:
+    name = "blue"
+    def score(self, prompts, completions):
+        return Scores(np.array(blue(prompts, completions)))
+
+def gold():
+    return Gold()
+
+def broken(prompts, completions):
+    return [float("nan") for _ in completions]
+
+def short(prompts, completions):
+    return [-len(c.text) / 100 for c in completions]
+'''
+
+
+def rows(path: Path, items: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def make_toy(folder: Path) -> Path:
+    """Fills `folder` with base/, demos.jsonl, prompts.jsonl, pairs.jsonl, toyrules.py and a trained sft/ and reward/."""
+    make_model(folder / "base")
+    rows(folder / "demos.jsonl", [{"prompt": q, "completion": answer} for q in QUESTIONS * 4
+                                  for answer in ("the sky is blue.", "yes please")])
+    rows(folder / "prompts.jsonl", [{"prompt": q, "category": "ab"[i % 2]} for i, q in enumerate(QUESTIONS)])
+    rows(folder / "pairs.jsonl", [{"prompt": q, "chosen": "the sky is blue.", "rejected": "yes please", "category": "ab"[i % 2],
+                                   "gold_margin": 1.0} for i, q in enumerate(QUESTIONS * 2)])
+    (folder / "toyrules.py").write_text(RULES)
+    stages = run(folder, {
+        "sft": {"model": "base", "data": "demos.jsonl", "held_out": 0.15, "sampling": {"max_tokens": 20},
+                "train": {"epochs": 6, "batch": 16, "optim": {"lr": 3e-3}}},
+        "reward": {"model": "@sft/final", "data": "pairs.jsonl", "held_out": 0.2, "sampling": {"max_tokens": 20},
+                   "train": {"epochs": 2, "batch": 8, "optim": {"lr": 1e-3}}}})
+    for name, stage in stages.items():
+        (folder / name).symlink_to(stage.folder)
+    return folder
+
+
+def run(folder: Path, stages: dict, name: str = "toy") -> dict:
+    """Run stages in `folder` as the command line would; paths are relative to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        recipe = load_recipe({"name": name, "device": "cpu", "stages": stages})
+        return {s.name: s for s in run_recipe(recipe, folder / "runs")}
+
+
+def results(stage) -> dict:
+    return json.loads((stage.folder / "results.json").read_text())
+
+
+def metrics(stage) -> list[dict]:
+    return [json.loads(line) for line in (stage.folder / "metrics.jsonl").read_text().splitlines()]
