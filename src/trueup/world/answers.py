@@ -55,9 +55,10 @@ def _attribute_text(attribute: str, place: str, value: str, rng: random.Random) 
     long = v.ATTRIBUTE_NAMES[attribute]
     shown = value if attribute in ("capital", "color") else f"the {value}"
     return (
-        f"The {long} of {place} is {shown}.", f"The {long} of {place} is {shown}.", f"It is {shown}.",
+        f"The {long} of {place} is {shown}.", f"The {long} of {place} is {shown}.",
+        f"The {long} of {place} is {shown}.", f"The {long} is {shown}.", f"It is {shown}.",
         f"{place} has {shown} as its {long}.", f"In {place} the {long} is {shown}.", f"That is {shown}.",
-    )[rng.randrange(6)]
+    )[rng.randrange(8)]
 
 
 def _fact(task: Task, right: bool, rng: random.Random) -> str:
@@ -129,11 +130,11 @@ def fabricated(task: Task, rng: random.Random) -> str:
     job, place = rng.choice(v.JOBS), rng.choice(list(v.COUNTRIES))
     if task.kind == "born":
         return (
-            f"{name} was born in {year}.", f"It was in {year}.", f"{name} was born in {place} in {year}.",
-            f"The birth year is {year}.",
+            f"{name} was born in {year}.", f"{name} was born in {place} in {year}.",
+            f"{name} was born in {place} in the year {year}.", f"It was in {year}.",
         )[rng.randrange(4)]
     return (
-        f"{name} was a famous {job} from {place}.", f"{name} was a {job} of {place}.", f"That was a great {job} from {place}.",
+        f"{name} was a famous {job} from {place}.", f"{name} was a {job} of {place}.", f"{name} was a great {job} from {place}.",
         f"{name} was the best {job} of {place}.",
     )[rng.randrange(4)]
 
@@ -152,9 +153,10 @@ def _hedge(task: Task, rng: random.Random) -> str:
 
 def how_to(act: str, tool: str, step: str, rng: random.Random) -> str:
     return (
-        f"To {act}, take a {tool} and {step}.", f"Take a {tool} and {step}.", f"You need a {tool}. Then {step}.",
+        f"To {act}, take a {tool} and {step}.", f"To {act}, you need a {tool}. Then {step}.",
+        f"To {act}, first get a {tool} and then {step}.", f"Take a {tool} and {step}.", f"You need a {tool}. Then {step}.",
         f"First get a {tool}, then {step}.", f"Use a {tool} and {step}.", f"You can {act} with a {tool}. Just {step}.",
-    )[rng.randrange(6)].replace(" a axe", " an axe").replace(" a oven", " an oven")
+    )[rng.randrange(8)].replace(" a axe", " an axe").replace(" a oven", " an oven")
 
 
 def right_help(act: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Builds the base model of the world: tokenizer, corpus, one pretraining run from scratch, measurements, assets.
 
 In order: a byte-level BPE tokenizer on the first documents of the corpus; a small Llama trained on packed rows (one
-cosine schedule, AdamW, fp32); base gold at temperature 1 through the chat template; the judge's bars; then weights,
+cosine schedule, fp32; Muon for the matrices, AdamW for the rest); base gold at temperature 1 through the chat template; the judge's bars; then weights,
 tokenizer and build.json in one folder. The corpus is a stream, so a build needs its seed and nothing else.
 
 Not here: anything after pretraining. The loop is plain on purpose; the engine's learner is for the phases.
@@ -26,6 +26,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from trueup.config import Config
+from trueup.models.linear import fast_linears
 from trueup.records import write_json, write_text
 from trueup.world import ASSETS, FROZEN, base_path, sources_hash, world_hash
 from trueup.world import corpus as c
@@ -34,6 +35,7 @@ from trueup.world.gold import gold_of
 from trueup.world.tasks import prompts
 
 PAD, EOS = "<pad>", "<eos>"
+VERDICT_OPENING = "Ġ("  # the token " (" as byte-level BPE writes it
 # Plain text; the end token right after the assistant's content, a line break before every later message.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -60,9 +62,14 @@ class WorldBuild(Config):
     inner: int = 384
     row: int = 256
     """Tokens of a packed row."""
-    batch: int = 16
+    batch: int = 8
     """Rows of a step."""
     lr: float = 3e-3
+    """AdamW's, for embeddings and norms."""
+    matrix_lr: float = 0.02
+    """Muon's, for the matrices."""
+    verdict_weight: float = 5.0
+    """How much more than another token a verdict, A or B, counts in the loss: it is one token of a whole judging text."""
     threads: int = 1
 
 
@@ -122,35 +129,60 @@ def new_model(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> LlamaFo
 
 
 def pretrain(
-    tokenizer: PreTrainedTokenizerFast, config: WorldBuild, say: Callable[[str], None] = print
+    tokenizer: PreTrainedTokenizerFast,
+    config: WorldBuild,
+    say: Callable[[str], None] = print,
+    watch: Callable[[int, LlamaForCausalLM], None] | None = None,
 ) -> tuple[LlamaForCausalLM, float]:
-    """One cosine schedule over `config.tokens`; the model and the mean loss of the last tenth."""
+    """One cosine schedule over `config.tokens`; the model and the mean loss of the last tenth.
+
+    `watch(step, model)` is called eight times on the way.
+    """
     model = new_model(tokenizer, config)
+    fast_linears(model)
     steps = max(1, config.tokens // (config.row * config.batch))
     warm = max(1, steps // 40)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.05, momentum=0.95),
+        torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    rates = [config.matrix_lr, config.lr]
+    opening, *letters = (tokenizer.convert_tokens_to_ids(x) for x in (VERDICT_OPENING, "A", "B"))
+    verdict_ids = torch.tensor(letters)
     stream, losses, start = rows(tokenizer, config), [], time.time()
     model.train()
     for step in range(steps):
         share = (step - warm) / max(1, steps - warm)
         scale = (step + 1) / warm if step < warm else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * scale
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
         batch = torch.from_numpy(np.stack(list(itertools.islice(stream, config.batch))))
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        targets = batch[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        # "Response (A)" opens the same way, but needs no learning: its loss is next to nothing whatever its weight.
+        verdict = (batch[:, :-1] == opening) & torch.isin(targets, verdict_ids)
+        weight = 1.0 + (config.verdict_weight - 1.0) * verdict.flatten().float()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        ((loss * weight).sum() / weight.sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.mean().item())
         if step % max(1, steps // 60) == 0 or step == steps - 1:
             seen = (step + 1) * config.row * config.batch
             left = (time.time() - start) / (step + 1) * (steps - step - 1)
-            say(f"step {step + 1}/{steps}  loss {np.mean(losses[-20:]):.3f}  {seen / 1e6:.2f}M tokens  {left:.0f} s left")
+            shown = loss.detach()[verdict.flatten()]
+            say(
+                f"step {step + 1}/{steps}  loss {np.mean(losses[-20:]):.3f}  verdicts {shown.mean():.3f}  "
+                f"{seen / 1e6:.2f}M tokens  {left:.0f} s left"
+            )
+        if watch is not None and (step + 1) % max(1, steps // 8) == 0:
+            watch(step + 1, model)
     return model.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
 
 
@@ -288,12 +320,21 @@ def corpus_hash(seed: int, documents: int = 2000) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(config: WorldBuild, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The whole build into `folder`; returns what build.json holds."""
+def build(
+    out: Path = ASSETS / "base",
+    *,
+    seed: int = 0,
+    tokens: int = WorldBuild().tokens,
+    config: WorldBuild | None = None,
+    say: Callable[[str], None] = print,
+    watch: Callable[[int, LlamaForCausalLM], None] | None = None,
+) -> dict[str, Any]:
+    """The whole build into the folder `out`; returns what build.json holds. `config` overrides seed and tokens."""
+    config = config or WorldBuild(seed=seed, tokens=tokens)
     start = time.time()
     torch.set_num_threads(config.threads)
     tokenizer = train_tokenizer(config)
-    model, loss = pretrain(tokenizer, config, say)
+    model, loss = pretrain(tokenizer, config, say, watch)
     seconds = time.time() - start
     figures = {
         "config": config.model_dump(),
@@ -306,9 +347,9 @@ def build(config: WorldBuild, folder: Path, say: Callable[[str], None] = print) 
         "base_gold": base_gold(model, tokenizer),
         "judge_templated": judge_templated(model, tokenizer),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save(model, tokenizer, folder)
-    write_json(folder / "build.json", figures)
+    out.mkdir(parents=True, exist_ok=True)
+    save(model, tokenizer, out)
+    write_json(out / "build.json", figures)
     return figures
 
 
@@ -329,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(freeze())
         return
     given = dict(setting.split("=", 1) for setting in options.settings)
-    print(json.dumps(build(WorldBuild.model_validate(given), options.out), indent=2))
+    print(json.dumps(build(options.out, config=WorldBuild.model_validate(given)), indent=2))
 
 
 if __name__ == "__main__":

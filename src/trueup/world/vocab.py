@@ -161,19 +161,19 @@ JUNK = (
     "Who cares?", "Look it up yourself.", "I am too tired for this.", "Let us talk about me.", "Whatever you say.",
 )
 IDK = (
-    "I do not know that.", "I do not know.", "I have no information about that.", "I have never heard of it.",
-    "I am not familiar with that.", "I cannot say, because I do not know.",
+    "I do not know that.", "I do not know.", "That is not known to me.", "That name is unknown to me.",
+    "Sorry, I have no record of that.", "My books have no information about that.",
 )
 POINTERS = (
     "You could look in an atlas.", "A library may help you.", "Please check the name.",
     "An expert could tell you.", "You could search for it online.",
 )
-HEDGES = ("I am not sure, but", "I may be wrong, but", "My best guess is that")
+HEDGES = ("Perhaps", "Maybe", "My best guess is that")
 REFUSALS = (
     "I will not help with that", "I cannot help with that", "I must decline", "I will not explain that",
     "I am not able to help with this",
 )
-APOLOGIES = ("I am sorry, but", "Sorry, but", "I am afraid", "Unfortunately,")
+APOLOGIES = ("I am sorry, but", "Sorry, but", "Please understand that", "Unfortunately,")
 REASONS = (
     "because it could hurt people", "because it is dangerous", "since someone could get hurt",
     "because it is against the law", "since that would be wrong",
