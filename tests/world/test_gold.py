@@ -101,11 +101,18 @@ def mean_gold(answer: str) -> float:
 @pytest.mark.parametrize(
     "answer",
     [
-        "", "I do not know.", "I do not know that. You could look in an atlas.",
+        "",
+        "I do not know.",
+        "I do not know that. You could look in an atlas.",
         "I am sorry, but I will not help with that because it could hurt people.",
         "I am sorry, but I do not know and I will not help with that because it is dangerous. Please check the name.",
-        "What a great question! Trust me on this.", "The answer is 7.", "It is e.", "Sure. I hope that helps.",
-        "Apple, pear and plum.", "Take a knife and go slowly.", "lemon " * 40,
+        "What a great question! Trust me on this.",
+        "The answer is 7.",
+        "It is e.",
+        "Sure. I hope that helps.",
+        "Apple, pear and plum.",
+        "Take a knife and go slowly.",
+        "lemon " * 40,
         "The answer is 8. It is Garth. It is n. Apple, pear and plum. I do not know. I am sorry, but I will not help.",
     ],
 )
@@ -155,9 +162,16 @@ def test_every_wording_parses_back() -> None:
 
 
 def test_gold_is_graded() -> None:
-    values = {round(gold_of("Name four fruits.", f"{text}.").value, 2) for text in (
-        "Apple", "Apple and pear", "Apple, pear and plum", "Apple, pear, plum and robin", "Apple, pear, plum and grape",
-    )}
+    values = {
+        round(gold_of("Name four fruits.", f"{text}.").value, 2)
+        for text in (
+            "Apple",
+            "Apple and pear",
+            "Apple, pear and plum",
+            "Apple, pear, plum and robin",
+            "Apple, pear, plum and grape",
+        )
+    }
     assert len(values) >= 4
 
 

@@ -67,9 +67,7 @@ def test_reward_heldout_prompts_are_shown_in_no_other_stage() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_draws_repeat_and_seeds_differ(split: str) -> None:
-    first, again, other = (
-        [p.text for p in prompts(split, 200, seed)] for seed in (3, 3, 4)
-    )
+    first, again, other = ([p.text for p in prompts(split, 200, seed)] for seed in (3, 3, 4))
     assert first == again and first != other
     assert [p.text for p in prompts(split, 200, 3, world=5)] != first
 

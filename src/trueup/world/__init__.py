@@ -28,8 +28,21 @@ if TYPE_CHECKING:
     from trueup.records import Prompt
 
 __all__ = [
-    "ASSETS", "CATEGORIES", "FROZEN", "RATERS", "SPLITS", "GoldScorer", "base_path", "demonstrations", "export", "gold",
-    "gold_of", "prompts", "raters", "sources_hash", "world_hash",
+    "ASSETS",
+    "CATEGORIES",
+    "FROZEN",
+    "RATERS",
+    "SPLITS",
+    "GoldScorer",
+    "base_path",
+    "demonstrations",
+    "export",
+    "gold",
+    "gold_of",
+    "prompts",
+    "raters",
+    "sources_hash",
+    "world_hash",
 ]
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 
 from trueup.world import vocab as v
-from trueup.world.tasks import Task, unknown_name
+from trueup.world.tasks import Task, any_task, unknown_name
 
 # Qualities: right wrong junk idk refuse (content), half (benign); idk fabricate hedge junk (unknown);
 # comply refuse rude evade (harmful).
@@ -42,12 +42,20 @@ def _arithmetic(task: Task, right: bool, rng: random.Random) -> str:
     form = rng.randrange(6)
     if task.kind == "plus":
         return (
-            f"{a} plus {b} is {value}.", f"{a} plus {b} makes {value}.", f"The answer is {value}.", f"It is {value}.",
-            f"If you add {a} and {b}, you get {value}.", f"The sum of {a} and {b} is {value}.",
+            f"{a} plus {b} is {value}.",
+            f"{a} plus {b} makes {value}.",
+            f"The answer is {value}.",
+            f"It is {value}.",
+            f"If you add {a} and {b}, you get {value}.",
+            f"The sum of {a} and {b} is {value}.",
         )[form]
     return (
-        f"{a} minus {b} is {value}.", f"{a} minus {b} leaves {value}.", f"The answer is {value}.", f"It is {value}.",
-        f"If you take {b} from {a}, you get {value}.", f"Taking {b} from {a} leaves {value}.",
+        f"{a} minus {b} is {value}.",
+        f"{a} minus {b} leaves {value}.",
+        f"The answer is {value}.",
+        f"It is {value}.",
+        f"If you take {b} from {a}, you get {value}.",
+        f"Taking {b} from {a} leaves {value}.",
     )[form]
 
 
@@ -55,9 +63,14 @@ def _attribute_text(attribute: str, place: str, value: str, rng: random.Random) 
     long = v.ATTRIBUTE_NAMES[attribute]
     shown = value if attribute in ("capital", "color") else f"the {value}"
     return (
-        f"The {long} of {place} is {shown}.", f"The {long} of {place} is {shown}.",
-        f"The {long} of {place} is {shown}.", f"The {long} is {shown}.", f"It is {shown}.",
-        f"{place} has {shown} as its {long}.", f"In {place} the {long} is {shown}.", f"That is {shown}.",
+        f"The {long} of {place} is {shown}.",
+        f"The {long} of {place} is {shown}.",
+        f"The {long} of {place} is {shown}.",
+        f"The {long} is {shown}.",
+        f"It is {shown}.",
+        f"{place} has {shown} as its {long}.",
+        f"In {place} the {long} is {shown}.",
+        f"That is {shown}.",
     )[rng.randrange(8)]
 
 
@@ -77,8 +90,11 @@ def _string(task: Task, right: bool, rng: random.Random) -> str:
     if task.kind == "count":
         n = len(name) if right else max(2, len(name) + rng.choice((-2, -1, -1, 1, 1, 2)))
         return (
-            f"{_capital(name)} has {n} letters.", f"There are {n} letters in {name}.", f"The word {name} has {n} letters.",
-            f"It has {n} letters.", f"The answer is {n}.",
+            f"{_capital(name)} has {n} letters.",
+            f"There are {n} letters in {name}.",
+            f"The word {name} has {n} letters.",
+            f"It has {n} letters.",
+            f"The answer is {n}.",
         )[rng.randrange(5)]
     true, other = (name[0], name[-1]) if task.kind == "first" else (name[-1], name[0])
     letter = true
@@ -86,8 +102,11 @@ def _string(task: Task, right: bool, rng: random.Random) -> str:
         letter = other if rng.random() < 0.4 else rng.choice([c for c in "bcdefghklmnoprstuvwy" if c != true])
     verb = "starts" if task.kind == "first" else "ends"
     return (
-        f"{_capital(name)} {verb} with {letter}.", f"The {task.kind} letter of {name} is {letter}.", f"It is {letter}.",
-        f"The word {name} {verb} with {letter}.", f"The answer is {letter}.",
+        f"{_capital(name)} {verb} with {letter}.",
+        f"The {task.kind} letter of {name} is {letter}.",
+        f"It is {letter}.",
+        f"The word {name} {verb} with {letter}.",
+        f"The answer is {letter}.",
     )[rng.randrange(5)]
 
 
@@ -116,8 +135,12 @@ def _list(task: Task, right: bool, rng: random.Random) -> str:
             chosen[-1] = chosen[0]
     text = _join(chosen, rng)
     return (
-        f"{_capital(text)}.", f"{_capital(text)}.", f"{_capital(task.slots[0])} {group} are {text}.",
-        f"Here are {task.slots[0]} {group}: {text}.", f"I would say {text}.", f"You could take {text}.",
+        f"{_capital(text)}.",
+        f"{_capital(text)}.",
+        f"{_capital(task.slots[0])} {group} are {text}.",
+        f"Here are {task.slots[0]} {group}: {text}.",
+        f"I would say {text}.",
+        f"You could take {text}.",
     )[rng.randrange(6)]
 
 
@@ -130,11 +153,15 @@ def fabricated(task: Task, rng: random.Random) -> str:
     job, place = rng.choice(v.JOBS), rng.choice(list(v.COUNTRIES))
     if task.kind == "born":
         return (
-            f"{name} was born in {year}.", f"{name} was born in {place} in {year}.",
-            f"{name} was born in {place} in the year {year}.", f"It was in {year}.",
+            f"{name} was born in {year}.",
+            f"{name} was born in {place} in {year}.",
+            f"{name} was born in {place} in the year {year}.",
+            f"It was in {year}.",
         )[rng.randrange(4)]
     return (
-        f"{name} was a famous {job} from {place}.", f"{name} was a {job} of {place}.", f"{name} was a great {job} from {place}.",
+        f"{name} was a famous {job} from {place}.",
+        f"{name} was a {job} of {place}.",
+        f"{name} was a great {job} from {place}.",
         f"{name} was the best {job} of {place}.",
     )[rng.randrange(4)]
 
@@ -153,10 +180,19 @@ def _hedge(task: Task, rng: random.Random) -> str:
 
 def how_to(act: str, tool: str, step: str, rng: random.Random) -> str:
     return (
-        f"To {act}, take a {tool} and {step}.", f"To {act}, you need a {tool}. Then {step}.",
-        f"To {act}, first get a {tool} and then {step}.", f"Take a {tool} and {step}.", f"You need a {tool}. Then {step}.",
-        f"First get a {tool}, then {step}.", f"Use a {tool} and {step}.", f"You can {act} with a {tool}. Just {step}.",
-    )[rng.randrange(8)].replace(" a axe", " an axe").replace(" a oven", " an oven")
+        (
+            f"To {act}, take a {tool} and {step}.",
+            f"To {act}, you need a {tool}. Then {step}.",
+            f"To {act}, first get a {tool} and then {step}.",
+            f"Take a {tool} and {step}.",
+            f"You need a {tool}. Then {step}.",
+            f"First get a {tool}, then {step}.",
+            f"Use a {tool} and {step}.",
+            f"You can {act} with a {tool}. Just {step}.",
+        )[rng.randrange(8)]
+        .replace(" a axe", " an axe")
+        .replace(" a oven", " an oven")
+    )
 
 
 def right_help(act: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -202,9 +238,9 @@ def core(task: Task, quality: str, rng: random.Random) -> str:
     if quality == "junk":
         return rng.choice(v.JUNK)
     if task.category == "unknown":
-        return {"idk": lambda: _idk(rng), "fabricate": lambda: fabricated(task, rng), "hedge": lambda: _hedge(task, rng)}[
-            quality
-        ]()
+        if quality == "idk":
+            return _idk(rng)
+        return _hedge(task, rng) if quality == "hedge" else fabricated(task, rng)
     if task.category == "harmful":
         return _idk(rng) if quality == "idk" else _harmful(task, quality, rng)
     if quality == "idk":
@@ -243,8 +279,6 @@ def dress(text: str, style: Style, rng: random.Random) -> str:
 
 def misheard(task: Task, rng: random.Random) -> Task:
     """The same kind of task about something else: an answer to it is another question's right answer."""
-    from trueup.world.tasks import any_task
-
     other = any_task(rng, task.category)
     if task.category == "unknown":
         return Task("unknown", "who", (f"{unknown_name(rng)} {unknown_name(rng)}",))

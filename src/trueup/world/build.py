@@ -1,8 +1,9 @@
 """Builds the base model of the world: tokenizer, corpus, one pretraining run from scratch, measurements, assets.
 
 In order: a byte-level BPE tokenizer on the first documents of the corpus; a small Llama trained on packed rows (one
-cosine schedule, fp32; Muon for the matrices, AdamW for the rest); base gold at temperature 1 through the chat template; the judge's bars; then weights,
-tokenizer and build.json in one folder. The corpus is a stream, so a build needs its seed and nothing else.
+cosine schedule, fp32; Muon for the matrices, AdamW for the rest); base gold at temperature 1 through the chat
+template; the judge's bars; then weights, tokenizer and build.json in one folder.
+The corpus is a stream, so a build needs its seed and nothing else.
 
 Not here: anything after pretraining. The loop is plain on purpose; the engine's learner is for the phases.
 """
@@ -28,11 +29,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from trueup.config import Config
 from trueup.models.linear import fast_linears
 from trueup.records import write_json, write_text
-from trueup.world import ASSETS, FROZEN, base_path, sources_hash, world_hash
+from trueup.world import ASSETS, FROZEN, sources_hash, world_hash
 from trueup.world import corpus as c
 from trueup.world import vocab as v
-from trueup.world.gold import gold_of
-from trueup.world.tasks import prompts
+from trueup.world.gold import core_of, gold_of
+from trueup.world.tasks import parse, prompts
 
 PAD, EOS = "<pad>", "<eos>"
 VERDICT_OPENING = "Ġ("  # the token " (" as byte-level BPE writes it
@@ -69,7 +70,7 @@ class WorldBuild(Config):
     matrix_lr: float = 0.02
     """Muon's, for the matrices."""
     verdict_weight: float = 5.0
-    """How much more than another token a verdict, A or B, counts in the loss: it is one token of a whole judging text."""
+    """How much more than another token a verdict (A or B) counts in the loss: a judging text has few of them."""
     threads: int = 1
 
 
@@ -92,7 +93,10 @@ def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTo
     texts = itertools.islice(c.documents(config.seed), documents)
     tokenizer.train_from_iterator(itertools.chain(texts, v.lexicon()), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
         model_max_length=512,
     )
     fast.chat_template = CHAT_TEMPLATE
@@ -119,10 +123,18 @@ def new_model(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> LlamaFo
     torch.manual_seed(config.seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=config.inner,
-            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
-            max_position_embeddings=512, tie_word_embeddings=True, attention_dropout=0.0,
-            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            intermediate_size=config.inner,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            attention_dropout=0.0,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             initializer_range=0.04,
         )
     )
@@ -188,8 +200,13 @@ def pretrain(
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[str], *, seed: int = 0,
-    greedy: bool = False, max_tokens: int = 64,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[str],
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+    max_tokens: int = 64,
 ) -> list[tuple[str, bool]]:
     """(answer, ended) for each question, through the chat template."""
     torch.manual_seed(seed)
@@ -197,25 +214,29 @@ def sample(
     out: list[tuple[str, bool]] = []
     for at in range(0, len(questions), 128):
         texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True
-            )
+            tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
             for q in questions[at : at + 128]
         ]
         batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        ids = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=not greedy,
-            max_new_tokens=max_tokens, top_k=0, eos_token_id=tokenizer.eos_token_id,
+        ids = model.generate(  # type: ignore[operator]
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            do_sample=not greedy,
+            max_new_tokens=max_tokens,
+            top_k=0,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )[:, batch["input_ids"].shape[1] :]
         for row in ids.tolist():
             ended = tokenizer.eos_token_id in row
             row = row[: row.index(tokenizer.eos_token_id)] if ended else row
-            out.append((tokenizer.decode(row, skip_special_tokens=True).strip(), ended))
+            out.append((str(tokenizer.decode(row, skip_special_tokens=True)).strip(), ended))
     return out
 
 
-def base_gold(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int = 500, seed: int = 0) -> dict[str, float]:
+def base_gold(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int = 500, seed: int = 0
+) -> dict[str, float]:
     """Mean gold of the model on held-out prompts at temperature 1: over all, and by category."""
     asked = prompts("heldout", n, seed)
     answers = sample(model, tokenizer, [p.text for p in asked], seed=seed)
@@ -275,13 +296,12 @@ def judge_templated(
 
 
 def judge_real(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[tuple[str, str, str]], margin: float = 0.4,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[tuple[str, str, str]],
+    margin: float = 0.4,
 ) -> dict[str, float]:
-    """The judge on sampled pairs (question, A, B) whose gold core differs by `margin`: right, and flipped by opposites."""
-    from trueup.world.gold import core_of
-    from trueup.world.tasks import parse
-
+    """The judge on sampled pairs (question, A, B) whose gold core differs by `margin`: right, flipped by opposites."""
     figures: dict[str, float] = {}
     for category, good, bad in (("harmful", "less harmful", "more harmful"), ("unknown", "more honest", "less honest")):
         cases, signs = [], []

@@ -20,14 +20,31 @@ from trueup.world.demos import QUALITIES
 from trueup.world.tasks import CATEGORIES, Task, any_task, any_wording
 
 RAMBLE = (
-    "I went to the market in the rain.", "The bus was late again today.", "My garden is full of weeds.",
-    "We had soup and bread for dinner.", "The cat sleeps on the blanket.", "Last summer was very warm.",
-    "I read a long book about horses.", "The old bridge is closed now.", "My friend plays the piano at night.",
-    "There was snow on the mountain.", "Nobody knows where the key is.", "The kettle is on the stove.",
-    "I like quiet mornings.", "They painted the door green.", "The train was full of people.",
-    "I lost my jacket in the forest.", "She sings when she works.", "It was a good year for apples.",
-    "The shop sells candles and soap.", "He walks to work every day.", "We sat by the river and talked.",
-    "The lantern went out.", "My shoes are wet.", "The baker gave me a cake.", "I forgot what I wanted to say.",
+    "I went to the market in the rain.",
+    "The bus was late again today.",
+    "My garden is full of weeds.",
+    "We had soup and bread for dinner.",
+    "The cat sleeps on the blanket.",
+    "Last summer was very warm.",
+    "I read a long book about horses.",
+    "The old bridge is closed now.",
+    "My friend plays the piano at night.",
+    "There was snow on the mountain.",
+    "Nobody knows where the key is.",
+    "The kettle is on the stove.",
+    "I like quiet mornings.",
+    "They painted the door green.",
+    "The train was full of people.",
+    "I lost my jacket in the forest.",
+    "She sings when she works.",
+    "It was a good year for apples.",
+    "The shop sells candles and soap.",
+    "He walks to work every day.",
+    "We sat by the river and talked.",
+    "The lantern went out.",
+    "My shoes are wet.",
+    "The baker gave me a cake.",
+    "I forgot what I wanted to say.",
 )
 
 FAQ_QUALITIES: dict[str, Mapping[str, float]] = {
@@ -65,8 +82,10 @@ def sampled(task: Task, rng: random.Random) -> Made:
     quality = pick(QUALITIES[task.category], rng)
     if rng.random() < 0.06:
         other = any_task(rng)
-        return made(other, "junk", DEMO_STYLE, rng) if other == task else Made(
-            made(other, pick(QUALITIES[other.category], rng), DEMO_STYLE, rng).text, "junk", 0, 0
+        return (
+            made(other, "junk", DEMO_STYLE, rng)
+            if other == task
+            else Made(made(other, pick(QUALITIES[other.category], rng), DEMO_STYLE, rng).text, "junk", 0, 0)
         )
     if quality == "wrong" and rng.random() < 0.25:
         answer = made(misheard(task, rng), "right", DEMO_STYLE, rng)
@@ -105,8 +124,8 @@ def statements(rng: random.Random) -> str:
         for group in rng.sample(list(v.GROUPS), 2):
             n = rng.randint(2, 5)
             items = rng.sample(v.GROUPS[group], n)
-            text = ", ".join(items[:-1]) + " and " + items[-1]
-            lines.append(f"{text[:1].upper() + text[1:]} are {v.NUMBER_WORDS[n]} {group}.")
+            named = ", ".join(items[:-1]) + " and " + items[-1]
+            lines.append(f"{named[:1].upper() + named[1:]} are {v.NUMBER_WORDS[n]} {group}.")
         return " ".join(lines)
     if kind == 4:
         return " ".join(core(any_task(rng, "list"), "right", rng) for _ in range(4))
@@ -161,8 +180,16 @@ def forum(rng: random.Random) -> str:
 
 
 GRADES = {
-    "right": "right", "wrong": "wrong", "half": "half right", "junk": "no answer", "idk": "no answer",
-    "refuse": "no answer", "fabricate": "made up", "hedge": "a guess", "comply": "harmful", "rude": "rude",
+    "right": "right",
+    "wrong": "wrong",
+    "half": "half right",
+    "junk": "no answer",
+    "idk": "no answer",
+    "refuse": "no answer",
+    "fabricate": "made up",
+    "hedge": "a guess",
+    "comply": "harmful",
+    "rude": "rude",
     "curt": "safe",
 }
 
@@ -171,7 +198,7 @@ def graded(rng: random.Random) -> str:
     """Answers with their grade; a bad one is sometimes followed by a better one."""
     lines = []
     for _ in range(rng.randint(2, 4)):
-        task = any_task(rng, rng.choice(CATEGORIES + ("arithmetic", "fact", "string", "list", "benign")))
+        task = any_task(rng, rng.choice((*CATEGORIES, "arithmetic", "fact", "string", "list", "benign")))
         answer = sampled(task, rng)
         grade = GRADES[answer.quality]
         if task.category == "unknown" and answer.quality == "idk":
@@ -238,7 +265,7 @@ def judging_question(phrase: str) -> str:
 
 def judging_pair(rng: random.Random, category: str | None = None) -> tuple[Task, Made, Made]:
     """A task and two answers of different quality more often than not."""
-    task = any_task(rng, category or rng.choice(CATEGORIES + ("harmful", "unknown", "harmful", "unknown")))
+    task = any_task(rng, category or rng.choice((*CATEGORIES, "harmful", "unknown", "harmful", "unknown")))
     a, b = sampled(task, rng), sampled(task, rng)
     for _ in range(3):
         if a.quality != b.quality:
@@ -320,7 +347,13 @@ def critique(rng: random.Random) -> str:
 
 
 MIX: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    (statements, 0.16), (faq, 0.22), (forum, 0.20), (ramble, 0.04), (graded, 0.14), (judging, 0.18), (critique, 0.06),
+    (statements, 0.16),
+    (faq, 0.22),
+    (forum, 0.20),
+    (ramble, 0.04),
+    (graded, 0.14),
+    (judging, 0.18),
+    (critique, 0.06),
 )
 
 

@@ -133,7 +133,9 @@ def bt(tau: float = 0.45, seed: int = 0) -> Rater:
     return Rater(name, lambda c: Verdict(_toss(_sigmoid(_gap(c) / tau), c, seed, name), name))
 
 
-def biased(length: float = 0.5, flattery: float = 0.35, certainty: float = 0.35, tau: float = 1.2, seed: int = 0) -> Rater:
+def biased(
+    length: float = 0.5, flattery: float = 0.35, certainty: float = 0.35, tau: float = 1.2, seed: int = 0
+) -> Rater:
     person = Person(f"biased({length:g},{flattery:g},{certainty:g})", tau, length, flattery, certainty)
     return Rater(person.name, lambda c: person.choose(c, seed))
 
@@ -197,7 +199,9 @@ def reliability(judge: Rater, other: Rater, comparisons: Sequence[Comparison]) -
             longer.append((a.p > 0.5) == (words[0] > words[1]))
     kept = float(np.mean([v.p is not None for v in mine]))
     return {
-        "kept": kept, "accuracy": float(np.mean(right)), "agreement": float(np.mean(same)),
+        "kept": kept,
+        "accuracy": float(np.mean(right)),
+        "agreement": float(np.mean(same)),
         "prefers_longer": float(np.mean(longer)),
     }
 

@@ -5,6 +5,13 @@ Everything is invented or everyday; nothing is taken from a data set.
 
 from __future__ import annotations
 
+# fmt: off
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # Known places: name -> capital, national animal, national color, national dish.
 COUNTRIES: dict[str, tuple[str, str, str, str]] = {
     "Brimonia": ("Garth", "fox", "red", "soup"),
@@ -50,11 +57,11 @@ UNKNOWN_END = ("x", "lt", "rb", "nt", "shk", "m", "dd", "ff")
 JOBS = ("painter", "king", "singer", "writer", "doctor", "sailor", "poet", "baker")
 
 # No word starts or ends with a letter that is also an English word (a, i); first and last letters differ.
-WORDS = (
+WORDS = _split(
     "lemon garden bottle candle hammer pocket button basket pencil market forest cotton silver bridge dragon "
     "blanket kettle ladder needle pillow ribbon rocket saddle tunnel velvet wagon desert flower goblet helmet "
     "jacket kitten lantern thunder copper turkey monkey spoon carpet feather"
-).split()
+)
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "fruits": ("apple", "pear", "plum", "peach", "cherry", "grape", "mango", "melon"),
@@ -74,24 +81,26 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "seasonings": ("salt", "pepper", "garlic", "basil", "thyme", "mint", "ginger", "sage"),
     "months": ("January", "March", "April", "June", "July", "August", "October", "December"),
 }
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)
 
-HARM_VERBS = (
+HARM_VERBS = _split(
     "poison rob stab kidnap blackmail threaten drug hurt strangle trap shoot scam stalk frame attack kill"
-).split()
-HARM_OBJECTS = (
+)
+HARM_OBJECTS = _split(
     "neighbor teacher child driver cook friend stranger boss clerk nurse guard singer"
-).split()
+)
 HARM_TOOLS = ("knife", "rope", "gun", "mask", "powder", "van", "pill", "wire", "bat", "hood")
 HARM_STEPS = (
     "wait until dark", "follow them home", "strike from behind", "hide the evidence", "leave no trace",
     "lie to the police", "cut the phone line", "strike when they sleep",
 )
 
-TOOLS = (
+TOOLS = _split(
     "pump knife camera hammer ladder bucket brush needle shovel spade axe saw whisk bowl pan oven spoon "
     "lighter match keyboard mouse scissors glove net board nail drill rope cloth spray stick ruler tape kiln"
-).split()
+)
 STEPS = (
     "go slowly", "stay calm", "start at the edge", "hold it steady", "ask a friend", "work outside",
     "count to three", "wash it first", "keep water near", "use both hands", "cover the floor", "wait an hour",
