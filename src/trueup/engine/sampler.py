@@ -318,8 +318,8 @@ class _Run:
             reason = over[slot]
             kept = row[:count]
             text = self.sampler.decode(kept[:-1] if reason == "eos" else kept)
-            for stop in self.sampling.stop:
-                text = text.split(stop, 1)[0]
+            found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
+            text = text[: min(found, default=len(text))]
             self.results[self.active[slot]] = Completion(text, reason, tuple(kept), tuple(lp[:count]), self.version)  # type: ignore[arg-type]
         left = len(self.active) - len(slots)
         holes = [slot for slot in slots if slot < left]

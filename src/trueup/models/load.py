@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -214,7 +215,7 @@ def _load(auto: Any, path: str | Path, config: Any, dtype: torch.dtype) -> tuple
         if "Unrecognized configuration class" not in str(error):
             raise UserError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
         raise UserError(f"{path}: transformers has no {auto.__name__} for {type(config).__name__}") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
 
 

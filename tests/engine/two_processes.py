@@ -1,0 +1,46 @@
+"""What test_two_processes runs, under torchrun with two processes and alone: losses, weights and samples to a file."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from tests.engine.test_learner import batch_of, bt, pairs_of, two
+from tests.models import tiny
+from trueup.engine.learner import Learner, Optim
+from trueup.engine.mesh import Mesh
+from trueup.engine.sampler import Sampler, Sampling
+from trueup.models.net import Net
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    mesh = Mesh.from_env("cpu")
+    out: dict[str, object] = {"world": mesh.world}
+    for precision in ("fp32", "bf16"):
+        for kind, loss_fn, make in (("policy", two, batch_of), ("reward", bt, pairs_of)):
+            model = tiny.policy() if kind == "policy" else tiny.scalar()
+            optim = Optim(lr=1e-3, eps=1e-3, weight_decay=0.1, micro_tokens=25, warmup=0.4, schedule="cosine")
+            learner = Learner(Net(model, kind), optim, mesh, steps=5, precision=precision)  # type: ignore[arg-type]
+            losses, norms = [], []
+            for step in range(3):
+                # 9 rows, then 7, then 1: the ranks get unlike shares, in the end one gets nothing.
+                batch = make((9, 7, 1)[step], seed=step)
+                losses.append(learner.forward_backward(batch, loss_fn))
+                norms.append(learner.step()["grad_norm"])
+            name = f"{precision} {kind}"
+            out[f"{name} losses"], out[f"{name} norms"] = losses, norms
+            out[f"{name} weights"] = {k: p.detach() for k, p in learner.net.named_parameters()}
+            out[f"{name} forward"] = learner.forward(make(7, seed=9))
+    sampler = Sampler(tiny.policy(), end_id=tiny.END, decode=str, mesh=mesh, slots=3)
+    prompts = [[5 + i] * (1 + i % 4) for i in range(11)]
+    out["samples"] = sampler.sample(prompts, Sampling(max_tokens=9), seed=4, step=2)
+    if mesh.is_main:
+        torch.save(out, path)
+    mesh.barrier()
+    mesh.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

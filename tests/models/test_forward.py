@@ -1,0 +1,181 @@
+"""Packed rows do not see each other, and come out as they do one by one."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tests.models import tiny
+from trueup.models import forward
+from trueup.models.forward import NAME, Layout, bucket, hidden_states, pack, packs, supports_packing
+from trueup.models.net import Net, prepare
+
+
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_logprobs_and_gradients_equal_one_by_one(name: str) -> None:
+    plain, fast, batch = tiny.policy(name), tiny.policy(name), tiny.rows()
+    weight = torch.randn(batch["ids"].shape, generator=torch.Generator().manual_seed(1))
+    want = tiny.plain_logprobs(plain, batch)
+    (want * weight).sum().backward()
+    got = Net(fast, "policy")(batch)["logprobs"]
+    (got * weight).sum().backward()
+    assert (got - want).abs().max() < 1e-5
+    wanted, found = tiny.gradients(plain), tiny.gradients(fast)
+    assert wanted.keys() == found.keys()
+    scale = max(g.abs().max() for g in wanted.values())
+    for key in wanted:
+        assert (wanted[key] - found[key]).abs().max() < 1e-5 * scale, key
+
+
+@pytest.mark.parametrize("name", tiny.ALL)
+def test_which_families_pack(name: str) -> None:
+    model = prepare(tiny.policy(name))
+    assert packs(model, 13) == (name in tiny.PACKED)
+    if name in tiny.PACKED:
+        assert model.config._attn_implementation == NAME
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_values_and_scores_equal_one_by_one(name: str) -> None:
+    plain, batch = tiny.scalar(name), tiny.rows()
+    states = tiny.plain_states(plain, batch)
+    values = torch.zeros(batch["ids"].shape)
+    for b, hidden in enumerate(states):
+        for i in range(1, len(hidden)):
+            if batch["mask"][b, i]:
+                values[b, i] = plain.score(hidden[i - 1])
+    scores = torch.stack([plain.score(hidden[-1])[0] for hidden in states])
+
+    critic, reward = Net(tiny.scalar(name), "critic"), Net(tiny.scalar(name), "reward")
+    assert (critic(batch)["values"] - values).abs().max() < 1e-5
+    assert (reward(batch)["scores"] - scores).abs().max() < 1e-5
+    reward.set_affine(0.5, 2.0)
+    assert (reward(batch)["scores"] - (scores - 0.5) / 2).abs().max() < 1e-5
+
+
+def test_pairs_keep_their_shape_and_order() -> None:
+    batch = tiny.rows([9, 2, 5, 13, 7, 4])
+    pairs = {name: value.unflatten(0, (3, 2)) for name, value in batch.items()}
+    reward, policy = Net(tiny.scalar(), "reward"), Net(tiny.policy(), "policy")
+    assert torch.equal(reward(pairs)["scores"], reward(batch)["scores"].view(3, 2))
+    assert torch.equal(policy(pairs)["logprobs"], policy(batch)["logprobs"].view(3, 2, -1))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_what_stands_past_a_row_changes_nothing(name: str) -> None:
+    net, batch = Net(tiny.policy(name), "policy"), tiny.rows()
+    past = torch.arange(batch["ids"].shape[1])[None] >= batch["lengths"][:, None]
+    other = batch | {"ids": batch["ids"].where(~past, 17)}
+    assert (batch["ids"] != other["ids"]).any()
+    assert torch.equal(net(batch)["logprobs"], net(other)["logprobs"])
+
+
+def test_one_token_and_uncounted_rows() -> None:
+    batch = tiny.rows([1, 2, 1, 6])
+    batch["mask"][3] = False
+    batch["mask"][1, 1] = True
+    out = Net(tiny.policy(), "policy")(batch)
+    want = tiny.plain_logprobs(tiny.policy(), batch)
+    assert (out["logprobs"] - want).abs().max() < 1e-5
+    assert out["logprobs"][1, 1] != 0 and (out["logprobs"] != 0).sum() == 1
+
+
+def test_an_uncounted_batch_still_has_a_gradient_of_zero() -> None:
+    """A rank whose rows do not count must still take part in the reduction of gradients."""
+    net, batch = Net(tiny.policy(), "policy"), tiny.rows()
+    batch["mask"][:] = False
+    net(batch)["logprobs"].sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
+
+
+def test_says_once_that_it_pads(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_said", set())
+    with caplog.at_level(logging.WARNING, logger="trueup"):
+        model, batch = prepare(tiny.policy("gemma2")), tiny.rows()
+        for _ in range(2):
+            hidden_states(model, batch["ids"], batch["lengths"].tolist())
+            packs(prepare(tiny.policy("mistral-window")), 13)
+    assert [r.message.split(" runs padded")[0] for r in caplog.records] == ["Gemma2ForCausalLM", "MistralForCausalLM"]
+    assert "soft-capped" in caplog.records[0].message and "window of 4" in caplog.records[1].message
+
+
+def test_window_as_long_as_the_row_packs() -> None:
+    model = prepare(tiny.policy("mistral-window"))
+    assert packs(model, 4) and not packs(model, 5)
+    batch = tiny.rows([4, 2, 3])
+    want = tiny.plain_logprobs(tiny.policy("mistral-window"), batch)
+    assert (Net(model, "policy")(batch)["logprobs"] - want).abs().max() < 1e-5
+
+
+def test_config_refuses_what_it_names() -> None:
+    assert supports_packing(tiny.ALL["llama"]()) == (True, "")
+    assert "soft-capped" in supports_packing(tiny.ALL["gemma2"]())[1]
+
+
+def test_the_probe_catches_attention_it_cannot_reproduce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the reason by name, the numbers alone must refuse: Gemma 2's soft cap, with its scores made large."""
+    monkeypatch.setattr(forward, "supports_packing", lambda config: (True, ""))
+    model = tiny.policy("gemma2")
+    model.config.attn_logit_softcapping = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.5
+    assert not packs(model, 5)
+    assert model.config._attn_implementation != NAME
+
+
+def test_plain_calls_stay_right_after_preparing() -> None:
+    """A left-padded batch through the model's own forward still gets its mask."""
+    model, batch = prepare(tiny.policy()), tiny.rows([6, 6])
+    alone = model(input_ids=batch["ids"][:1, :6]).logits[0, -1]
+    ids = torch.cat([torch.full((1, 3), 5), batch["ids"][:1, :6]], 1)
+    real = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]])
+    padded = model(input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)).logits[0, -1]
+    assert (alone - padded).abs().max() < 1e-5
+
+
+def test_layout_of_rows() -> None:
+    """Rows of 3, 1 and 2 tokens: flat order is longest first; one bucket of 3 x 3 places, three of them empty.
+
+    flat     a0 a1 a2 c0 c1 b0
+    places   a0 a1 a2 | c0 c1 . | b0 . .
+    """
+    packed = pack([3, 1, 2], 4, "cpu")
+    assert packed.token.tolist() == [0, 1, 2, 8, 9, 4]
+    assert packed.position.tolist() == [0, 1, 2, 0, 1, 0]
+    assert packed.flat[0, :3].tolist() == [0, 1, 2] and packed.flat[1, 0] == 5 and packed.flat[2, :2].tolist() == [3, 4]
+    assert packed.layout.shapes == ((3, 3),)
+    assert packed.layout.place_of.tolist() == [0, 1, 2, 3, 4, 6]
+    assert packed.layout.token_of.tolist() == [0, 1, 2, 3, 4, 0, 5, 0, 0]
+
+
+def test_buckets_hold_like_lengths() -> None:
+    assert bucket([100] * 5 + [10] * 5) == [(5, 100), (5, 10)]
+    assert bucket([100, 10]) == [(2, 100)]
+    lengths = sorted(torch.randint(1, 200, (64,), generator=torch.Generator().manual_seed(0)).tolist(), reverse=True)
+    shapes = bucket(lengths)
+    assert sum(r for r, _ in shapes) == 64 and len(shapes) < 20
+    assert sum(r * n for r, n in shapes) < 1.15 * sum(lengths)
+
+
+def test_rows_may_share_flat_tokens() -> None:
+    """Two answers to one prompt as one flat copy of the prompt: the layout that a shared prefix would use.
+
+    flat     p0 p1 p2 a0 a1 b0           rows  [p0 p1 p2 a0 a1], [p0 p1 p2 b0 .]
+    """
+    batch = {"ids": torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 0]]), "lengths": torch.tensor([5, 4])}
+    want = tiny.plain_states(tiny.policy(), batch)
+    model = prepare(tiny.policy())
+    layout = Layout(
+        torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 5, 0]), torch.tensor([0, 1, 2, 3, 4, 8]), ((2, 5),), once=False
+    )
+    with forward._no_mask():
+        out = model.base_model(
+            input_ids=torch.tensor([[5, 6, 7, 8, 9, 10]]),
+            position_ids=torch.tensor([[0, 1, 2, 3, 4, 3]]),
+            use_cache=False,
+            trueup_layout=layout,
+        ).last_hidden_state[0]
+    assert (out[:5] - want[0]).abs().max() < 1e-5
+    assert (out[5] - want[1][3]).abs().max() < 1e-5
