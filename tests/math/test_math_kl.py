@@ -123,9 +123,12 @@ def test_controller_moves_towards_the_target_and_no_faster_than_a_fifth(close):
 
 
 def test_controller_takes_a_tensor_and_stays_a_number():
-    controller = AdaptiveKL(1, 6, 100)
-    controller.update(torch.tensor(60.0), 50)
-    assert controller.value == 1.1 and type(controller.value) is float
+    controller = AdaptiveKL(1, 0.5, 0.5)
+    assert type(controller.value) is float
+    controller.update(torch.tensor(0.5625), 1)  # 1/8 above the target, with n / horizon = 2
+    assert controller.value == 1.25 and type(controller.value) is float
+    controller.load_state({"value": 2})
+    assert type(controller.value) is float
 
 
 def test_controller_goes_on_from_its_state():
@@ -157,7 +160,7 @@ def test_controller_refuses_nan_and_a_step_that_could_change_its_sign():
     controller = AdaptiveKL(0.1, 6.0, 10)
     with pytest.raises(ValueError, match="nan"):
         controller.update(math.nan, 1)
-    with pytest.raises(ValueError, match=r"50 completions .* above 10\.0, not 10\.0"):
+    with pytest.raises(ValueError, match=r"50 completions .* above 10\.0, not 10"):
         controller.update(0.0, 50)
     assert controller.value == 0.1
     controller.update(0.0, 49)

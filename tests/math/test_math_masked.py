@@ -70,6 +70,12 @@ def test_dtypes(dtype, mask_dtype):
     assert torch.equal(whiten(x, mask.to(mask_dtype)), whiten(x, mask))
 
 
+def test_what_is_not_zero_in_a_mask_counts_once():
+    x, mask = example(1)
+    for function in (masked_mean, masked_var, whiten):
+        assert torch.equal(function(x, mask * 2.0), function(x, mask))
+
+
 def test_gradients(close):
     x, mask = example(2)
     x.requires_grad_()

@@ -148,20 +148,20 @@ def test_a_log_ratio_counts_as_20_at_most(close):
 
 def test_value_loss_worked_by_hand(close):
     # V, V_old, R, clip .2:  .9 .5 1 -> clipped .7: max(.01, .09) / 2;   -.3 .2 0 -> clipped 0: max(.09, 0) / 2
-    # 2 1.9 1 -> inside: 1 / 2;   .1 .5 1 -> clipped .3: max(.81, .49) / 2
-    values, old, returns = f64([0.9, -0.3, 2, 0.1]), f64([0.5, 0.2, 1.9, 0.5]), f64([1, 0, 1, 1])
-    close(ppo_value_loss(values, old, returns, clip=0.2), f64([0.045, 0.045, 0.5, 0.405]))
-    close(ppo_value_loss(values, old, returns, clip=None), f64([0.005, 0.045, 0.5, 0.405]))
+    # 2 1.9 1 -> inside: 1 / 2;   .1 .5 1 -> clipped .3: max(.81, .49) / 2;   .1 .5 0 -> clipped .3: max(.01, .09) / 2
+    values, old, returns = f64([0.9, -0.3, 2, 0.1, 0.1]), f64([0.5, 0.2, 1.9, 0.5, 0.5]), f64([1, 0, 1, 1, 0])
+    close(ppo_value_loss(values, old, returns, clip=0.2), f64([0.045, 0.045, 0.5, 0.405, 0.045]))
+    close(ppo_value_loss(values, old, returns, clip=None), f64([0.005, 0.045, 0.5, 0.405, 0.005]))
     assert ppo_value_loss(values, old, returns, clip=0.0)[0, 0] == 0.125
 
 
 def test_value_loss_has_no_gradient_where_the_clip_holds(close):
-    values = f64([0.9, -0.3, 2, 0.1]).requires_grad_()
-    old, returns = f64([0.5, 0.2, 1.9, 0.5]), f64([1, 0, 1, 1])
+    values = f64([0.9, -0.3, 2, 0.1, 0.1]).requires_grad_()
+    old, returns = f64([0.5, 0.2, 1.9, 0.5, 0.5]), f64([1, 0, 1, 1, 0])
     [grad] = torch.autograd.grad(ppo_value_loss(values, old, returns, clip=0.2).sum(), values)
-    close(grad, f64([0, -0.3, 1, -0.9]))
+    close(grad, f64([0, -0.3, 1, -0.9, 0]))
     [grad] = torch.autograd.grad(ppo_value_loss(values, old, returns, clip=None).sum(), values)
-    close(grad, f64([-0.1, -0.3, 1, -0.9]))
+    close(grad, f64([-0.1, -0.3, 1, -0.9, 0.1]))
 
 
 def test_loss_gradients():

@@ -112,7 +112,7 @@ def test_shapes_that_would_broadcast_are_refused():
         bradley_terry_loss(row, column)
     with pytest.raises(ValueError, match=r"chosen \(3,\), rejected \(3, 1\)"):
         center_penalty(row, column)
-    with pytest.raises(ValueError, match=r"chosen \(3,\), margin \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"rejected \(3,\), margin \(3, 1\)"):
         bradley_terry_loss(row, row, margin=column)
-    with pytest.raises(ValueError, match=r"chosen \(3,\), label \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"rejected \(3,\), label \(3, 1\)"):
         bradley_terry_loss(row, row, label=column)

@@ -1,5 +1,6 @@
 """Calibration by hand, Wilson's interval against the test that it inverts, the bootstrap against known answers."""
 
+import json
 from statistics import NormalDist
 
 import pytest
@@ -10,13 +11,14 @@ from trueup.math import bootstrap_interval, expected_calibration_error, wilson_i
 
 def test_calibration_worked_by_hand():
     # Bin [.5, .75): p .5 .7 (mean .6), one of two right: |.6 - .5| x 2/5. Bin [.75, 1]: p .8 1 .9 (mean .9),
-    # outcomes 1, 1, .25 (a soft label; mean .75): .15 x 3/5. Together .04 + .09.
-    error, table = expected_calibration_error([0.5, 0.8, 0.7, 1.0, 0.9], [0.0, 1.0, 1.0, 1.0, 0.25], bins=4)
-    assert error == pytest.approx(0.13, abs=1e-12)
+    # outcomes 1, 1, .1 (a soft label; mean .7): .2 x 3/5. Together .04 + .12.
+    error, table = expected_calibration_error([0.5, 0.8, 0.7, 1.0, 0.9], [0.0, 1.0, 1.0, 1.0, 0.1], bins=4)
+    assert error == pytest.approx(0.16, abs=1e-12)
     assert table == [
         {"lower": 0.5, "upper": 0.75, "n": 2, "confidence": pytest.approx(0.6), "observed": 0.5},
-        {"lower": 0.75, "upper": 1.0, "n": 3, "confidence": pytest.approx(0.9), "observed": 0.75},
+        {"lower": 0.75, "upper": 1.0, "n": 3, "confidence": pytest.approx(0.9), "observed": pytest.approx(0.7)},
     ]
+    assert json.loads(json.dumps([error, table])) == [error, table]
 
 
 def test_calibration_counts_errors_of_either_sign():

@@ -65,8 +65,8 @@ class AdaptiveKL:
         if init < 0 or target <= 0 or horizon <= 0:
             raise ValueError(f"init {init} is negative, or target {target} or horizon {horizon} not positive")
         self.value = float(init)
-        self.target = float(target)
-        self.horizon = float(horizon)
+        self.target = target
+        self.horizon = horizon
 
     def update(self, kl: float, n: int) -> None:
         """Takes the mean KL of n completions into account."""

@@ -30,7 +30,7 @@ def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
     OpenRLHF and AlpacaFarm (some codes have it one slot later).
     """
     same_shape(kl=kl, mask=mask)
-    same_shape(scores=scores, rows=mask[..., 0])
+    same_shape(scores=scores, rows=mask.any(-1))
     mask = mask.bool()
     last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
     penalty = inside(-kl_coef * kl, mask)
@@ -50,7 +50,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     """
     same_shape(rewards=rewards, values=values, mask=mask)
     mask = mask.bool()
-    advantage = next_value = rewards.new_zeros(mask.shape[:-1])
+    advantage: Tensor | float = 0.0
+    next_value: Tensor | float = 0.0
     advantages: list[Tensor] = []
     for t in reversed(range(mask.shape[-1])):
         delta = rewards[..., t] + gamma * next_value - values[..., t]
@@ -123,8 +124,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     values [B, T], returns [B, T], mask [B, T] -> [] float64, at most 1; 0 is a constant guess, below 0 worse.
     0 also where the returns do not vary. ValueError where the shapes differ. Source: openai/baselines.
     """
-    same_shape(values=values, returns=returns, mask=mask)
+    same_shape(values=values, returns=returns)
     # In float64 the variance of equal float32 returns is exactly zero, not a rounding error to divide by.
-    values, returns = values.double(), returns.double()
+    returns = returns.double()
     total = masked_var(returns, mask)
     return torch.where(total > 0, 1 - masked_var(returns - values, mask) / total, 0.0)

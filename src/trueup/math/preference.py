@@ -21,10 +21,9 @@ def bradley_terry_loss(
     differ. Source: Bradley and Terry 1952; Ouyang et al. 2022, equation 1; the margin: Touvron et al. 2023
     (Llama 2), equation 2; soft labels: Bai et al. 2022 (Constitutional AI), section 4.1.
     """
-    same_shape(chosen=chosen, rejected=rejected)
-    for name, value in (("margin", margin), ("label", label)):
-        if isinstance(value, Tensor) and value.ndim:
-            same_shape(chosen=chosen, **{name: value})
+    given = {"margin": margin, "label": label}
+    per_pair = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim}
+    same_shape(chosen=chosen, rejected=rejected, **per_pair)
     gap = chosen - rejected
     return -label * logsigmoid(gap - margin) - (1 - label) * logsigmoid(-gap - margin)
 

@@ -27,7 +27,7 @@ def expected_calibration_error(p: Numbers, outcome: Numbers, bins: int = 10) -> 
     outcome = torch.as_tensor(outcome, dtype=torch.float64)
     if p.shape != outcome.shape or p.ndim != 1 or bins < 1:
         raise ValueError(f"p {tuple(p.shape)} and outcome {tuple(outcome.shape)} must be [N]; bins {bins} >= 1")
-    for name, x in (("p", p), ("outcome", outcome)):
+    for name, x in {"p": p, "outcome": outcome}.items():
         if not ((x >= 0) & (x <= 1)).all():
             raise ValueError(f"{name} holds what is not a probability")
     index = (p * bins).long().clamp(max=bins - 1)
