@@ -1,0 +1,109 @@
+"""The closing table and the examples side by side, for the terminal. The report shows the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from trueup.report.figures import NONE, bracket, num, percent, title_of, visible
+from trueup.report.headline import models_of
+from trueup.report.read import number, pair
+
+
+def closing_table(results: Mapping[str, Any]) -> Table:
+    """Models x {gold at T=1 and greedy, win rate against the baseline, KL, length, ends}, 95% intervals in brackets.
+
+    Says in its caption who judged the win rates, and what a dash stands for.
+    """
+    baseline = str(results.get("baseline", ""))
+    gold = results.get("gold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=_title(results),
+        title_justify="left",
+        caption=_caption(results),
+        caption_justify="left",
+    )
+    table.add_column("model")
+    for name in (
+        f"gold T={num(number(results, 'temperature'), 1).removesuffix('.0')}",
+        "gold greedy",
+        f"win rate vs {title_of(baseline)}",
+        "KL nats",
+        "length",
+        "ends",
+    ):
+        table.add_column(name, justify="right")
+    for name, modes in models_of(results).items():
+        sampled, greedy = modes.get("sampled", {}), modes.get("greedy", {})
+        table.add_row(
+            Text(title_of(name)),
+            *(
+                Text(cell)
+                for cell in (
+                    _cell(num(number(sampled, "gold")), bracket(pair(sampled, "gold_interval"))) if gold else "no gold",
+                    _cell(num(number(greedy, "gold")), bracket(pair(greedy, "gold_interval"))) if gold else "no gold",
+                    "baseline"
+                    if name == baseline
+                    else _cell(
+                        percent(number(sampled, "win_rate")), bracket(pair(sampled, "win_rate_interval"), 0, scale=100)
+                    ),
+                    num(number(sampled, "kl"), 1),
+                    num(number(sampled, "length"), 0),
+                    percent(number(sampled, "end_rate")),
+                )
+            ),
+        )
+    return table
+
+
+def _title(results: Mapping[str, Any]) -> Text:
+    prompts = number(results, "prompts")
+    return Text(f"{num(prompts, 0)} held-out prompts, 95% intervals" if prompts else "held-out prompts", style="bold")
+
+
+def _caption(results: Mapping[str, Any]) -> Text:
+    judge, gold = results.get("judge"), results.get("gold")
+    apart = any(number(m, "sampled", "score") is not None for m in models_of(results).values())
+    who = f"Win rates judged by {judge}" + (
+        ", the gold score." if gold else ", which is not the proxy." if apart else "."
+    )
+    text = who if judge else "No judge was named, so there are no win rates."
+    return Text(text if gold else f"No gold score is known for these prompts. {text}", style="dim")
+
+
+def _cell(value: str, interval: str) -> str:
+    return value if value == NONE or not interval else f"{value} {interval}"
+
+
+def examples_table(results: Mapping[str, Any], mode: str = "sampled") -> Group:
+    """The examples with every model's answer, side by side. Texts are data: no markup in them is obeyed."""
+    parts: list[Any] = []
+    names = list(models_of(results))
+    for example in results.get("examples") or []:
+        answers = example.get("answers") or {}
+        title = Text(f"{example['category']}: " if example.get("category") else "", style="dim")
+        title.append(_safe(str(example.get("prompt", ""))), style="bold not dim")
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", expand=True)
+        for name in names:
+            table.add_column(Text(title_of(name)), ratio=1, overflow="fold")
+        table.add_row(*(_answer(answers.get(name), mode) for name in names))
+        parts.append(table)
+    return Group(*parts)
+
+
+def _answer(modes: Any, mode: str) -> Text:
+    text = modes.get(mode) if isinstance(modes, Mapping) else None
+    if text is None:
+        return Text(NONE, style="dim")
+    return Text(_safe(text)) if text else Text("(empty)", style="dim")
+
+
+def _safe(text: str) -> str:
+    """A terminal must not obey what a model wrote."""
+    return visible(text, bidi=False)

@@ -1,0 +1,268 @@
+"""What is logged at each step, what is healthy, and what to do when it is not. `docs/metrics.md` is written from this.
+
+python -c "from trueup.report.metrics import markdown; print(markdown(), end='')" > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A logged figure: its title, its unit, how it looks when all is well, and what to do when it does not."""
+
+    title: str
+    unit: str
+    healthy: str
+    if_not: str
+
+
+SUPERVISED: dict[str, Metric] = {
+    "loss": Metric(
+        "Training loss",
+        "nats, per token (SFT) or per pair (reward model)",
+        "Falls fast, then slowly. A reward model starts at 0.69, which is a coin toss.",
+        "Flat: raise `train.optim.lr`, and look whether the data is what you think. Jumps or rises: lower it, "
+        "or give it more `warmup`.",
+    ),
+    "validation_loss": Metric(
+        "Validation loss",
+        "nats, on prompts held out",
+        "Falls with the training loss and levels off; the weights at its lowest point are kept.",
+        "Rises while the training loss falls: it memorizes. Fewer `train.epochs`, more data, a lower rate, or "
+        "`train.patience` to stop early.",
+    ),
+    "accuracy": Metric(
+        "Held-out accuracy",
+        "share of pairs, held out, that are ordered as labelled",
+        "Above the longer-wins rule, and under the ceiling that the raters' own noise sets.",
+        "At 0.5: nothing is learned, check that `chosen` and `rejected` are not swapped or alike. No better than "
+        "longer-wins: it learned length.",
+    ),
+    "center": Metric(
+        "Centring penalty",
+        "score² × weight",
+        "Small beside the loss.",
+        "Large: scores drift away from zero; raise `center`.",
+    ),
+    "grad_norm": Metric(
+        "Gradient norm before clipping",
+        "norm",
+        "Settles within the first tenth, with rare spikes; clipping (`clip_norm`, 1 by default) takes those.",
+        "Growing without end: lower the rate. Always far above the clipping norm: the rate is in truth set by "
+        "clipping; lower it.",
+    ),
+    "lr": Metric("Learning rate", "per step", "Follows the schedule that was chosen.", "Set `train.optim`."),
+    "tokens": Metric(
+        "Tokens of the batch",
+        "tokens per step",
+        "Varies with the texts alone.",
+        "A few very long rows set the time and the memory: lower `max_length`.",
+    ),
+    "seconds": Metric(
+        "Time of the step",
+        "seconds",
+        "Steady, in proportion to the tokens.",
+        "Rising: memory is short, lower `micro_tokens`.",
+    ),
+}
+
+PPO: dict[str, Metric] = {
+    "score": Metric(
+        "Score of the proxy: what is optimized",
+        "s.d. of the SFT model's scores, mean of the batch",
+        "Rises, fast at first, then slower.",
+        "Flat: the penalty is too strong (lower `kl_coef`), the rate too low (`optim.lr`), or all answers score alike. "
+        "Soars while answers look odd: the reward model is being exploited; raise `kl_coef`.",
+    ),
+    "audit": Metric(
+        "Audit: logged and never optimized",
+        "score of the audit, mean of the batch: gold where it is known, else a reward model trained on other prompts",
+        "Rises with the score.",
+        "Falls or stalls while the score rises: over-optimization. Stop earlier, raise `kl_coef`, or train the reward "
+        "model on fresh answers of this policy.",
+    ),
+    "kl": Metric(
+        "KL from the reference (k1)",
+        "nats per completion",
+        "Starts at 0, rises and levels off where score and penalty balance. Single steps are noisy, even below 0.",
+        "Runs away: raise `kl_coef`, or hold it to a target with `adaptive_kl`. Stays at 0: the policy does not move; "
+        "lower `kl_coef` or raise `optim.lr`.",
+    ),
+    "kl_k3": Metric(
+        "KL from the reference (k3)",
+        "nats per completion",
+        "Near k1, less noisy, never negative.",
+        "Far above k1: a few tokens that the reference finds almost impossible; read the samples of that step.",
+    ),
+    "kl_coef": Metric(
+        "KL coefficient",
+        "score per nat",
+        "Constant, or, when adaptive, moving slowly until KL meets its target.",
+        "Swings: raise `adaptive_kl.horizon`. Pinned far from its start: the target does not suit this scorer.",
+    ),
+    "reward": Metric(
+        "Reward: score minus penalty",
+        "score, mean of the batch",
+        "Rises. This is what PPO maximizes, so it should rise even where the score is held back.",
+        "Falls: updates are too large or the critic misleads; lower `optim.lr`, see explained variance, clip fraction.",
+    ),
+    "entropy": Metric(
+        "Entropy of the policy",
+        "nats per token",
+        "Falls gently as the policy grows surer.",
+        "Drops towards 0 early: answers become all the same; raise `kl_coef` or give a small `entropy_coef`. "
+        "Rises: the policy is coming apart; lower `optim.lr`.",
+    ),
+    "clip_fraction": Metric(
+        "Clip fraction",
+        "share of tokens",
+        "About 0.01 to 0.2.",
+        "Above 0.3: each update goes too far; lower `optim.lr` or `epochs`, or set `target_kl`. "
+        "Exactly 0: updates are tiny; the rate may go up.",
+    ),
+    "approx_kl": Metric(
+        "KL of one step's update",
+        "nats per token, new policy to the one that sampled",
+        "Below about 0.02.",
+        "Above 0.05: as for the clip fraction; `target_kl` ends a step's epochs there.",
+    ),
+    "policy_loss": Metric(
+        "Policy loss",
+        "whitened advantage",
+        "A little below 0. Its size says nothing of quality.",
+        "Far from 0 or jumping: look at clip fraction and gradient norm.",
+    ),
+    "entropy_bonus": Metric(
+        "Entropy bonus", "loss", "Small beside the policy loss.", "Outweighs it: lower `entropy_coef`."
+    ),
+    "value_loss": Metric(
+        "Value loss",
+        "half of squared score",
+        "Falls in the first steps, then follows the spread of the returns.",
+        "Rises without end: lower `critic_optim.lr`, or loosen `clip_value`.",
+    ),
+    "explained_variance": Metric(
+        "Explained variance of the critic",
+        "share, 1 is perfect",
+        "Above 0 within a few steps, and rising; 0.3 to 0.9 is common.",
+        "Below 0: the critic is worse than a constant, and advantages are noise. Raise `critic_optim.lr` or `epochs`; "
+        "start the critic from the reward model (`critic`).",
+    ),
+    "policy_grad_norm": Metric(
+        "Policy gradient norm before clipping",
+        "norm",
+        "Steady, with rare spikes.",
+        "Growing: lower `optim.lr`. Spikes with the entropy falling: raise `kl_coef`.",
+    ),
+    "critic_grad_norm": Metric(
+        "Critic gradient norm before clipping",
+        "norm",
+        "Large in the first steps, then steady.",
+        "Growing: lower `critic_optim.lr`.",
+    ),
+    "length": Metric(
+        "Length of the answers",
+        "tokens, end token included",
+        "Moves little, or for a reason that the samples show.",
+        "Climbs with the score while the audit does not: the reward model pays for length. Balance lengths in the "
+        "comparisons or put a length penalty into the `scorer`.",
+    ),
+    "end_rate": Metric(
+        "Answers that end by themselves",
+        "share of the batch",
+        "Stays near 1.",
+        "Falls: an answer that is cut off must score below every ended one; lower `missing_eos_score`, or raise "
+        "`sampling.max_tokens` where answers need more room.",
+    ),
+    "score_std": Metric(
+        "Spread of the scores",
+        "s.d. within the batch",
+        "Shrinks slowly as answers improve.",
+        "Near 0: every answer scores alike, nothing is left to learn from; new prompts or a new reward model.",
+    ),
+    "value": Metric(
+        "Value predicted by the critic",
+        "score, mean over tokens",
+        "Follows the reward.",
+        "Lags far behind: raise `critic_optim.lr`.",
+    ),
+    "validation": Metric(
+        "Validation: reward on held-out prompts",
+        "score minus penalty",
+        "Rises and levels off; the best policy is kept.",
+        "Falls while the training reward rises: too few prompts; add some, or stop early with `patience`.",
+    ),
+    "epochs": Metric(
+        "Epochs done in the step",
+        "epochs",
+        "As configured.",
+        "Cut short at every step: `target_kl` binds; lower `optim.lr`.",
+    ),
+    "policy_lr": Metric("Learning rate of the policy", "per update", "Follows its schedule.", "Set `optim`."),
+    "critic_lr": Metric("Learning rate of the critic", "per update", "Follows its schedule.", "Set `critic_optim`."),
+    "seconds_generate": Metric(
+        "Time to sample", "seconds per step", "The largest part, or near it.", "Lower `sampling.max_tokens`."
+    ),
+    "seconds_score": Metric(
+        "Time to score", "seconds per step", "Small.", "A slow scorer sets the pace: use a smaller reward model."
+    ),
+    "seconds_logprobs": Metric(
+        "Time for log-probs and values",
+        "seconds per step",
+        "About a third of the update.",
+        "Raise `optim.micro_tokens` while memory lasts.",
+    ),
+    "seconds_update": Metric(
+        "Time to update",
+        "seconds per step",
+        "In proportion to `epochs`.",
+        "Raise `optim.micro_tokens` while memory lasts.",
+    ),
+    "peak_memory_mb": Metric(
+        "Peak memory so far",
+        "MB",
+        "Flat after the first steps.",
+        "Rising: longer answers; lower `optim.micro_tokens` or `sampling.max_tokens`.",
+    ),
+}
+
+METRICS: dict[str, Metric] = {**SUPERVISED, **PPO}
+
+INTRODUCTION = """# The metrics
+
+Every stage writes `metrics.jsonl`, one line a step; `report.html` draws them. This page says for each figure what is
+healthy and what to do when it is not. It is written from `trueup.report.metrics`.
+
+When something is wrong, read the samples first. Then look in this order: end rate and length, KL, entropy, explained
+variance, clip fraction, and only then the losses. Losses of PPO say little by themselves.
+
+## The self-check at step 0 of PPO
+
+Before the first update PPO checks itself, prints what it found, and stops where a check fails:
+
+- **Sampler and training path agree.** Log-probs are computed twice, by the sampler and by the path that is trained.
+  Their ratio is 1 within 1e-4 (2e-2 in bf16). When not: the two see different tokens, positions or weights.
+- **KL to the reference is 0** where policy and reference are the same weights. When not: they are not the same, or one
+  of them drops out or is in another precision.
+- **The score sits on the last token**, which is the end token where there is one. When not: masks are shifted.
+- **End rate and peak memory** are printed, not judged. An SFT model that ends fewer than about nine answers in ten
+  should be trained longer, or be given more `max_tokens`, before PPO.
+"""
+
+
+def markdown() -> str:
+    """The text of `docs/metrics.md`."""
+    parts = [INTRODUCTION]
+    for title, metrics in (("SFT and reward model", SUPERVISED), ("PPO", PPO)):
+        parts.append(f"## {title}\n")
+        for name, m in metrics.items():
+            parts.append(
+                f"### `{name}`\n\n{m.title}. Unit: {m.unit}.\n\n- Healthy: {m.healthy}\n- When not: {m.if_not}\n"
+            )
+    parts.append(
+        "## By category\n\n`score/CATEGORY` and `audit/CATEGORY` are the means over the batch's prompts of that "
+        "category. All\ncategories should rise or hold; one whose score rises while its audit falls shows where the "
+        "reward model is fooled.\n"
+    )
+    return "\n".join(parts)
