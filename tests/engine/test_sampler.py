@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.models import tiny
-from trueup.engine.sampler import Sampler, Sampling, filtered
+from trueup.engine.sampler import Sampler, Sampling, closed, filtered, groups
 from trueup.models.net import Net
 from trueup.records import Completion
 
@@ -301,3 +301,26 @@ def test_cost_follows_real_tokens() -> None:
     assert tokens < 0.6 * len(done) * longest  # lengths differ, so that padding to the longest would show
     assert sum(decoded) <= tokens + 8
     assert len(decoded) < 1.6 * tokens / 8
+
+
+def test_slots_close_and_stay_sorted() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        count = int(generator.integers(1, 90))
+        over = sorted(generator.choice(count, int(generator.integers(1, count + 1)), replace=False).tolist())
+        place = closed(count, over)
+        assert sorted(place) == sorted(set(range(count)) - set(over))
+        assert sum(slot != row for slot, row in enumerate(place)) <= 4 * len(over)
+    # Four groups of 16 sorted rows lose one of the first: one row of each group moves down a group.
+    assert closed(64, [3])[:16] == [0, 1, 2, 15, *range(4, 15), 31]
+    assert closed(64, [3])[31] == 47 and closed(64, [3])[47] == 63
+
+
+def test_groups_of_like_length() -> None:
+    assert groups([50] * 64) == [(slice(0, 64), 50)]
+    assert groups([90] * 16 + [50] * 16 + [45] * 16 + [9] * 4) == [
+        (slice(0, 16), 90),
+        (slice(16, 48), 50),
+        (slice(48, 52), 9),
+    ]
+    assert groups([7]) == [(slice(0, 1), 7)]

@@ -170,12 +170,7 @@ def test_rows_may_share_flat_tokens() -> None:
     layout = Layout(
         torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 5, 0]), torch.tensor([0, 1, 2, 3, 4, 8]), ((2, 5),), once=False
     )
-    with forward._no_mask():
-        out = model.base_model(
-            input_ids=torch.tensor([[5, 6, 7, 8, 9, 10]]),
-            position_ids=torch.tensor([[0, 1, 2, 3, 4, 3]]),
-            use_cache=False,
-            trueup_layout=layout,
-        ).last_hidden_state[0]
+    ids, position = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[0, 1, 2, 3, 4, 3]])
+    out = forward.states_of(model, ids, position, layout)[0]
     assert (out[:5] - want[0]).abs().max() < 1e-5
     assert (out[5] - want[1][3]).abs().max() < 1e-5

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 
 from trueup.config import Config
 from trueup.engine.mesh import Mesh
-from trueup.models.forward import Layout, _no_mask, device_of, pack, packs, padded_states
+from trueup.models.forward import Layout, device_of, pack, packs, padded_states, states_of
 from trueup.models.logprobs import Head
 from trueup.models.net import prepare
 from trueup.records import Completion
@@ -46,45 +47,65 @@ class Sampling(Config):
     """Always the likeliest token."""
 
 
+GROUPS, GROUP_ROWS = 4, 16
+"""Rows of like length attend together: at most so many groups of at least so many rows."""
+
+
 @dataclass
 class _Slots:
-    """The layout of one decode step, and of the prefill that fills slots. Layers find theirs by order of call."""
+    """The layout of one decode step, and of the prefill that fills slots. Layers find theirs by order of call.
 
+    values [slots, heads, T, dim]; keys likewise, but [slots, heads, dim, T] in float32 on CPUs, where a plain product
+    with transposed keys beats the attention kernel for a single query.
+    """
+
+    slots: int
+    length: int
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    rows: int = 0
-    length: int = 0
-    position: Tensor | None = None
-    index: Tensor | None = None
-    mask: Tensor | None = None
     layer: int = 0
-    capacity: tuple[int, int] = (0, 0)
     prefill: tuple[Layout, Tensor, Tensor] | None = None
+    """Of tokens on their way into slots: the packed layout, and the slot and column of each flat token."""
+    row: Tensor | None = None
+    position: Tensor | None = None
+    groups: list[tuple[slice, int, Tensor]] = field(default_factory=list)
+    """Of a decode step: slots, how many columns they attend to, and which of those are open [rows, 1, 1, columns]."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """query [1, H, N, D] of a prefill, or [rows, H, 1, D] of a decode step -> the same with H and N swapped."""
+        plain = query.device.type == "cpu" and query.dtype is torch.float32
         layer, self.layer = self.layer, self.layer + 1
         if layer == len(self.keys):
-            for store, like in ((self.keys, key), (self.values, value)):
-                store.append(like.new_zeros(self.capacity[0], like.shape[1], self.capacity[1], like.shape[3]))
+            heads, deep, wide = key.shape[1], key.shape[3], value.shape[3]
+            shape = (heads, deep, self.length) if plain else (heads, self.length, deep)
+            self.keys.append(key.new_zeros(self.slots, *shape))
+            self.values.append(value.new_zeros(self.slots, heads, self.length, wide))
         keys, values = self.keys[layer], self.values[layer]
+        by_column = keys.transpose(2, 3) if plain else keys
         if self.prefill is not None:
             layout, slot, column = self.prefill
-            keys[slot, :, column] = key[0].transpose(0, 1)
+            by_column[slot, :, column] = key[0].transpose(0, 1)
             values[slot, :, column] = value[0].transpose(0, 1)
             return layout.attend(query, key, value, scaling)
-        # query [rows, H, 1, D]; heads that share a key stand as rows of one product
-        rows, heads, _, _ = query.shape
+        by_column[self.row, :, self.position] = key[:, :, 0]
+        values[self.row, :, self.position] = value[:, :, 0]
+        rows, heads, _, deep = query.shape
         shared = key.shape[1]
-        keys[self.index, :, self.position] = key[:, :, 0]
-        values[self.index, :, self.position] = value[:, :, 0]
-        out = scaled_dot_product_attention(
-            query.reshape(rows, shared, heads // shared, -1),
-            keys[: self.rows, :, : self.length],
-            values[: self.rows, :, : self.length],
-            attn_mask=self.mask,
-            scale=scaling,
-        )
-        return out.reshape(rows, 1, heads, -1)
+        # Heads that share a key stand as rows of one product.
+        query = query.reshape(rows, shared, heads // shared, deep)
+        scaling = deep**-0.5 if scaling is None else scaling
+        out = []
+        for some, length, mask in self.groups:
+            q, k, v = query[some], keys[some], values[some]
+            if plain:
+                scores = torch.bmm((q * scaling).flatten(0, 1), k.flatten(0, 1)[:, :, :length])
+                weight = (scores.unflatten(0, q.shape[:2]) + mask).softmax(-1)
+                mixed = torch.bmm(weight.flatten(0, 1), v.flatten(0, 1)[:, :length])
+                out.append(mixed.unflatten(0, q.shape[:2]))
+            else:
+                k, v = k[:, :, :length], v[:, :, :length]
+                out.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
+        return (out[0] if len(out) == 1 else torch.cat(out)).reshape(rows, 1, heads, -1)
 
 
 class Sampler:
@@ -162,8 +183,8 @@ class _Run:
                 self.results[i] = Completion(text="", stop="length", version=self.version)
             else:
                 waiting.append(i)
-        # The longest rooms and prompts first would help the tail, but lengths of answers are not known: given order.
-        waiting.reverse()
+        # Long prompts first: rows that came earlier are then the longer ones, so that slots are sorted by length.
+        waiting.sort(key=lambda i: len(self.prompts[i]))
         self._allocate(min(self.sampler.slots, len(waiting)))
         while waiting or self.active:
             free = self.slots - len(self.active)
@@ -178,7 +199,7 @@ class _Run:
         self.slots, self.active = slots, list[int]()
         # A prefill of one row costs nearly as much as one of a few.
         self.refill = max(1, slots // 8)
-        self.cache = _Slots(capacity=(slots, self.longest))
+        self.cache = _Slots(slots, self.longest)
         self.open = torch.zeros(slots, self.longest, device=self.device)
         self.token = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.position = torch.zeros_like(self.token)
@@ -230,9 +251,7 @@ class _Run:
 
     def _states(self, ids: Tensor, position: Tensor) -> Tensor:
         self.cache.layer = 0
-        with _no_mask():
-            out = self.model.base_model(input_ids=ids, position_ids=position, use_cache=False, trueup_layout=self.cache)
-        return out.last_hidden_state
+        return states_of(self.model, ids, position, self.cache)
 
     def _advance(self) -> None:
         """One token for every active row."""
@@ -268,8 +287,11 @@ class _Run:
             real = torch.arange(longest, device=self.device)[None] <= position[:, None]
             states = padded_states(self.model, self.text[:n, :longest].masked_fill(~real, 0), real)
             return states[self.row[:n], position]
-        cache.rows, cache.length, cache.position, cache.index = n, max(self.lengths), position, self.row[:n]
-        cache.mask = self.open[:n, None, None, : cache.length].to(self.model.dtype)
+        cache.row, cache.position = self.row[:n], position
+        cache.groups = [
+            (some, length, self.open[some, None, None, :length].to(self.model.dtype))
+            for some, length in groups(self.lengths)
+        ]
         return self._states(self.token[:n, None], position[:, None])[:, 0]
 
     def _choose(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -321,23 +343,50 @@ class _Run:
             found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
             text = text[: min(found, default=len(text))]
             self.results[self.active[slot]] = Completion(text, reason, tuple(kept), tuple(lp[:count]), self.version)  # type: ignore[arg-type]
-        left = len(self.active) - len(slots)
-        holes = [slot for slot in slots if slot < left]
-        movers = [slot for slot in range(left, len(self.active)) if slot not in over]
-        for hole, mover in zip(holes, movers, strict=True):
-            self.active[hole], self.lengths[hole] = self.active[mover], self.lengths[mover]
-        del self.active[left:], self.lengths[left:]
-        if holes:
-            to, source = torch.tensor(holes, device=self.device), torch.tensor(movers, device=self.device)
+        place = closed(len(self.active), slots)
+        moved = [slot for slot in range(len(place)) if place[slot] != slot]
+        self.active, self.lengths = [self.active[s] for s in place], [self.lengths[s] for s in place]
+        if moved:
+            to = torch.tensor(moved, device=self.device)
+            source = torch.tensor([place[slot] for slot in moved], device=self.device)
             state = [self.open, self.token, self.position, self.count, self.limit]
             state += [self.ids, self.logprobs, self.uniform]
             if not self.packed:
                 state.append(self.text)
             for tensor in state:
                 tensor[to] = tensor[source]
-            length = max(self.lengths)
             for tensor in (*self.cache.keys, *self.cache.values):
-                tensor[to, :, :length] = tensor[source, :, :length]
+                tensor[to] = tensor[source]
+
+
+def groups(lengths: Sequence[int]) -> list[tuple[slice, int]]:
+    """Slots of these lengths in groups, each with its longest; neighbours of like length are one group."""
+    size = max(GROUP_ROWS, -(-len(lengths) // GROUPS))
+    out: list[tuple[slice, int]] = []
+    for start in range(0, len(lengths), size):
+        some = slice(start, min(start + size, len(lengths)))
+        longest = max(lengths[some])
+        if out and 0.85 <= longest / out[-1][1] <= 1 / 0.85:
+            before, other = out.pop()
+            some, longest = slice(before.start, some.stop), max(longest, other)
+        out.append((some, longest))
+    return out
+
+
+def closed(count: int, over: Sequence[int]) -> list[int]:
+    """Which of `count` slots' rows stand where once those in `over` (ascending) are gone, no hole left.
+
+    The last row of a hole's group moves into it, the last row of the next group into the place so freed, and so on:
+    few rows move, and slots that are sorted by length stay nearly so.
+    """
+    place, size = list(range(count)), max(GROUP_ROWS, -(-count // GROUPS))
+    for hole in reversed(over):
+        last = len(place) - 1
+        chain = [hole, *range(hole // size * size + size - 1, last, size), last]
+        for to, source in pairwise(chain):
+            place[to] = place[source]
+        place.pop()
+    return place
 
 
 def filtered(p: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -13,9 +13,7 @@ probe on the model itself.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +30,6 @@ log = logging.getLogger("trueup")
 NAME = "trueup"
 """What our attention is called in `model.set_attn_implementation`."""
 
-_state = threading.local()
 _said: set[str] = set()
 
 
@@ -60,22 +57,21 @@ def _attention(
     return trueup_layout.attend(query, key, value, scaling), None
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask where a layout stands for it; transformers' own otherwise, so that plain calls stay right."""
-    return None if getattr(_state, "layout", False) else sdpa_mask(*args, **kwargs)
-
-
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # so that plain calls, without a layout, stay right
 
 
-@contextmanager
-def _no_mask() -> Iterator[None]:
-    _state.layout = True
-    try:
-        yield
-    finally:
-        _state.layout = False
+def states_of(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Any) -> Tensor:
+    """The last hidden states [B, L, d] of ids and positions [B, L], attention as the layout's `attend` does it."""
+    out = model.base_model(
+        input_ids=ids,
+        position_ids=position,
+        # transformers takes a mask of four dimensions as it is and so makes none; the layout stands for it.
+        attention_mask=torch.zeros(1, 1, 1, 1, device=ids.device),
+        use_cache=False,
+        trueup_layout=layout,
+    )
+    return out.last_hidden_state  # type: ignore[no-any-return]
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
@@ -223,14 +219,7 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, lengths: Sequence[int]) -
     if packs(model, longest):
         packed = pack(lengths, ids.shape[1], ids.device)
         flat_ids = ids.reshape(-1).index_select(0, packed.token)
-        with _no_mask():
-            out = model.base_model(
-                input_ids=flat_ids[None],
-                position_ids=packed.position[None],
-                use_cache=False,
-                trueup_layout=packed.layout,
-            )
-        return out.last_hidden_state[0], packed.flat
+        return states_of(model, flat_ids[None], packed.position[None], packed.layout)[0], packed.flat
     real = torch.arange(longest, device=ids.device)[None] < torch.tensor(lengths, device=ids.device)[:, None]
     states = padded_states(model, ids[:, :longest].masked_fill(~real, 0), real)
     cells = torch.arange(real.numel(), device=ids.device).view(real.shape).masked_fill(~real, 0)
