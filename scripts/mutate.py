@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
@@ -207,7 +208,7 @@ def mutants(path: Path) -> Iterator[Mutant]:
         for which in range(sum(1 for _ in changes(node))):
             mutated = copy.deepcopy(tree)
             target = list(sites(mutated))[number]
-            kind, new = list(changes(target))[which]
+            kind, new = next(islice(changes(target), which, None))
             source = ast.unparse(ast.fix_missing_locations(Replace(target, new).visit(mutated)))
             if source in seen:
                 continue
