@@ -17,8 +17,14 @@ from typing import Any
 from trueup.recipe import load_recipe, run_recipe
 
 CONTROL = {
-    "control": {"phase": "ppo", "model": "@sft/final", "scorer": "trueup.world:gold", "critic": "@reward/final",
-                "prompts": "@world/prompts-ppo.jsonl", "audit": "trueup.world:gold"},
+    "control": {
+        "phase": "ppo",
+        "model": "@sft/final",
+        "scorer": "trueup.world:gold",
+        "critic": "@reward/final",
+        "prompts": "@world/prompts-ppo.jsonl",
+        "audit": "trueup.world:gold",
+    },
 }
 SLACK = 0.05
 
@@ -37,22 +43,39 @@ def measure(seed: int, world: int, runs: Path) -> dict[str, float]:
     audits = [json.loads(line)["audit"] for line in (done["control"] / "metrics.jsonl").read_text().splitlines()]
     fifth = max(1, len(audits) // 5)
     return {
-        "base gold": gold["base"][0], "sft gold": gold["sft"][0], "sft gold, greedy": gold["sft"][1],
-        "reward accuracy, noisy": reward["accuracy"], "reward accuracy, clear margin": reward["clean"]["clear_accuracy"],
-        "rater agreement": reward["agreement"], "ppo gold": gold["ppo"][0], "ppo gold, greedy": gold["ppo"][1],
-        "ppo gain": gold["ppo"][0] - gold["sft"][0], "ppo gain, greedy": gold["ppo"][1] - gold["sft"][1],
-        "ppo KL": models["ppo"]["sampled"]["kl"], "ppo win rate": models["ppo"]["sampled"]["win_rate"],
+        "base gold": gold["base"][0],
+        "sft gold": gold["sft"][0],
+        "sft gold, greedy": gold["sft"][1],
+        "reward accuracy, noisy": reward["accuracy"],
+        "reward accuracy, clear margin": reward["clean"]["clear_accuracy"],
+        "rater agreement": reward["agreement"],
+        "ppo gold": gold["ppo"][0],
+        "ppo gold, greedy": gold["ppo"][1],
+        "ppo gain": gold["ppo"][0] - gold["sft"][0],
+        "ppo gain, greedy": gold["ppo"][1] - gold["sft"][1],
+        "ppo KL": models["ppo"]["sampled"]["kl"],
+        "ppo win rate": models["ppo"]["sampled"]["win_rate"],
         "sft nats an answer": models["sft"]["sampled"]["surprise"],
-        "control gold": gold["control"][0], "control gold, last fifth - middle fifth":
-            sum(audits[-fifth:]) / fifth - sum(audits[2 * fifth: 3 * fifth]) / fifth,
-        "minutes": sum(json.loads((f / "manifest.json").read_text())["seconds"] for n, f in done.items() if n != "control") / 60,
+        "control gold": gold["control"][0],
+        "control gold, last fifth - middle fifth": sum(audits[-fifth:]) / fifth
+        - sum(audits[2 * fifth : 3 * fifth]) / fifth,
+        "minutes": sum(
+            json.loads((f / "manifest.json").read_text())["seconds"] for n, f in done.items() if n != "control"
+        )
+        / 60,
     }
 
 
 BARS: dict[str, tuple[str, float]] = {
-    "base gold": ("<=", 0.25), "sft gold": ("in", 0.0), "reward accuracy, noisy": (">=", 0.70),
-    "reward accuracy, clear margin": (">=", 0.82), "ppo gain": (">=", 0.15), "ppo gold": (">=", 0.68),
-    "ppo gain, greedy": (">=", 0.08), "ppo KL": ("<=", 3.0), "control gold, last fifth - middle fifth": (">=", 0.0),
+    "base gold": ("<=", 0.25),
+    "sft gold": ("in", 0.0),
+    "reward accuracy, noisy": (">=", 0.70),
+    "reward accuracy, clear margin": (">=", 0.82),
+    "ppo gain": (">=", 0.15),
+    "ppo gold": (">=", 0.68),
+    "ppo gain, greedy": (">=", 0.08),
+    "ppo KL": ("<=", 3.0),
+    "control gold, last fifth - middle fifth": (">=", 0.0),
 }
 SFT_RANGE = (0.40, 0.65)
 
@@ -71,7 +94,10 @@ def holds(name: str, values: list[float]) -> bool:
 
 def table(rows: dict[int, dict[str, float]]) -> str:
     seeds = list(rows)
-    lines = ["| figure | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | bar | |", "|---|" + "---|" * (len(seeds) + 3)]
+    lines = [
+        "| figure | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | bar | |",
+        "|---|" + "---|" * (len(seeds) + 3),
+    ]
     for name in next(iter(rows.values())):
         values = [rows[s][name] for s in seeds]
         bar, verdict = "", ""

@@ -13,6 +13,7 @@ from tests.toy import make_toy
 
 torch.set_num_threads(1)
 
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"))

@@ -14,7 +14,6 @@ import pytest
 
 from trueup.cli import main
 
-
 SRC = str(Path(__file__).parents[1] / "src")
 
 
@@ -37,37 +36,48 @@ def call(monkeypatch, capsys):
 
 def trueup(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "trueup", *arguments], cwd=cwd, env=env, capture_output=True, text=True,
-                          input=stdin)
+    return subprocess.run(
+        [sys.executable, "-m", "trueup", *arguments], cwd=cwd, env=env, capture_output=True, text=True, input=stdin
+    )
 
 
 def test_help_needs_no_torch(tmp_path):
-    code = ("import sys; sys.argv = ['trueup', '--help']\n"
-            "import trueup.cli\n"
-            "try:\n    trueup.cli.main()\nexcept SystemExit:\n    pass\n"
-            "bad = {'torch', 'transformers', 'pydantic', 'plotly'} & set(sys.modules)\n"
-            "assert not bad, bad")
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SRC}, capture_output=True, text=True)
+    code = (
+        "import sys; sys.argv = ['trueup', '--help']\n"
+        "import trueup.cli\n"
+        "try:\n    trueup.cli.main()\nexcept SystemExit:\n    pass\n"
+        "bad = {'torch', 'transformers', 'pydantic', 'plotly'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SRC}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout and "ppo" in done.stdout
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["run", "none.yaml"], "none.yaml: no such recipe"),
-    (["sft"], "needs keys"),
-    (["sft", "model=none", "data=none.jsonl"], "none"),
-    (["sft", "modle=base", "data=demos.jsonl"], "did you mean 'model'?"),
-    (["sft", "model=base", "data=empty.jsonl"], "no usable rows"),
-    (["sft", "model=base", "data=demos.jsonl", "max_length=2"], "more than 2 tokens"),
-    (["sft", "model=reward/final", "data=demos.jsonl"], "holds a reward model"),
-    (["reward", "model=base", "data=demos.jsonl"], "expected columns: prompt, chosen and rejected"),
-    (["ppo", "model=base", "scorer=sft/final", "prompts=prompts.jsonl"], "a reward model is needed"),
-    (["ppo", "model=base", "scorer=toyrules:nothing", "prompts=prompts.jsonl"], "has no 'nothing'"),
-    (["ppo", "model=base", "scorer=nowhere:rule", "prompts=prompts.jsonl"], "no module named 'nowhere'"),
-    (["evaluate", "models.a=base", "prompts=prompts.jsonl"], "'sft' is not among the models"),
-    (["report", "none"], "not a run"), (["chat", "none"], "neither a run"), (["keys", "none"], "unknown phase"),
-    (["judge", "completions=none.jsonl", "judge=toyrules:gold"], "no such file"),
-    (["score", "completions=none.jsonl", "scorer=toyrules:gold"], "no such file")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run", "none.yaml"], "none.yaml: no such recipe"),
+        (["sft"], "needs keys"),
+        (["sft", "model=none", "data=none.jsonl"], "none"),
+        (["sft", "modle=base", "data=demos.jsonl"], "did you mean 'model'?"),
+        (["sft", "model=base", "data=empty.jsonl"], "no usable rows"),
+        (["sft", "model=base", "data=demos.jsonl", "max_length=2"], "more than 2 tokens"),
+        (["sft", "model=reward/final", "data=demos.jsonl"], "holds a reward model"),
+        (["reward", "model=base", "data=demos.jsonl"], "expected columns: prompt, chosen and rejected"),
+        (["ppo", "model=base", "scorer=sft/final", "prompts=prompts.jsonl"], "a reward model is needed"),
+        (["ppo", "model=base", "scorer=toyrules:nothing", "prompts=prompts.jsonl"], "has no 'nothing'"),
+        (["ppo", "model=base", "scorer=nowhere:rule", "prompts=prompts.jsonl"], "no module named 'nowhere'"),
+        (["evaluate", "models.a=base", "prompts=prompts.jsonl"], "'sft' is not among the models"),
+        (["report", "none"], "not a run"),
+        (["chat", "none"], "neither a run"),
+        (["keys", "none"], "unknown phase"),
+        (["judge", "completions=none.jsonl", "judge=toyrules:gold"], "no such file"),
+        (["score", "completions=none.jsonl", "scorer=toyrules:gold"], "no such file"),
+    ],
+)
 def test_mistakes_are_told_in_one_line(toy, call, arguments, said):
     (toy / "empty.jsonl").write_text("")
     code, out, err = call(toy, *arguments)
@@ -93,8 +103,18 @@ def test_keys_lists_every_key_with_its_meaning(toy, call):
 
 
 def test_chat_answers_and_can_show_two_models(toy):
-    done = trueup("chat", "sft", "--beside", "base", "--temperature", "0", "--max-tokens", "20", cwd=toy,
-                  stdin="what is the colour of aa?\n/new\nwhat is the colour of bb?\n\n")
+    done = trueup(
+        "chat",
+        "sft",
+        "--beside",
+        "base",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "20",
+        cwd=toy,
+        stdin="what is the colour of aa?\n/new\nwhat is the colour of bb?\n\n",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("blue") + done.stdout.count("yes please") >= 2
     assert "sft" in done.stdout and "base" in done.stdout

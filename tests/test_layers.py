@@ -13,14 +13,22 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "trueup"
 GROUND = {"records", "config", "run"}
 MAY = {
-    "records": set(), "config": {"records"}, "run": {"records"},
-    "math": set(), "data": GROUND, "models": GROUND | {"math", "data"},
+    "records": set(),
+    "config": {"records"},
+    "run": {"records"},
+    "math": set(),
+    "data": GROUND,
+    "models": GROUND | {"math", "data"},
     "engine": GROUND | {"math", "data", "models"},
-    "scorers": GROUND | {"math", "data", "models", "engine"}, "judges": GROUND | {"math", "data", "models", "engine", "scorers"},
+    "scorers": GROUND | {"math", "data", "models", "engine"},
+    "judges": GROUND | {"math", "data", "models", "engine", "scorers"},
     "phases": GROUND | {"math", "data", "models", "engine", "scorers", "judges"},
     "evaluate": GROUND | {"math", "data", "models", "engine", "scorers", "judges"},
-    "report": GROUND, "world": GROUND | {"engine"}, "chat": GROUND | {"data", "models", "engine"},
-    "recipe": GROUND | {"engine", "world"}, "cli": {*GROUND, "recipe", "report", "chat", "world", "engine"},
+    "report": GROUND,
+    "world": GROUND | {"engine"},
+    "chat": GROUND | {"data", "models", "engine"},
+    "recipe": GROUND | {"engine", "world"},
+    "cli": {*GROUND, "recipe", "report", "chat", "world", "engine"},
 }
 
 
@@ -58,4 +66,6 @@ def test_a_phase_imports_no_other_phase():
 @pytest.mark.parametrize("module", ["trueup.report", "trueup.world", "trueup.recipe", "trueup.records"])
 def test_starts_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SRC.parent)}).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SRC.parent)}).returncode == 0
+    )

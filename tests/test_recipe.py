@@ -15,19 +15,36 @@ import torch
 from safetensors.torch import load_file
 
 from tests.toy import metrics, run
-from trueup.recipe import load_recipe, resolve
+from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import UserError
 
-SFT = {"phase": "sft", "model": "base", "data": "demos.jsonl", "sampling": {"max_tokens": 20},
-       "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}, "save_every": 3}}
-PPO = {"phase": "ppo", "model": "sft/final", "scorer": "reward/final", "prompts": "prompts.jsonl", "batch": 16, "steps": 8,
-       "sampling": {"max_tokens": 20}, "save_every": 2, "adaptive_kl": {"target": 1.0, "horizon": 100}, "held_out": 0.2,
-       "validate_every": 3}
+SFT = {
+    "phase": "sft",
+    "model": "base",
+    "data": "demos.jsonl",
+    "sampling": {"max_tokens": 20},
+    "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}, "save_every": 3},
+}
+PPO = {
+    "phase": "ppo",
+    "model": "sft/final",
+    "scorer": "reward/final",
+    "prompts": "prompts.jsonl",
+    "batch": 16,
+    "steps": 8,
+    "sampling": {"max_tokens": 20},
+    "save_every": 2,
+    "adaptive_kl": {"target": 1.0, "horizon": 100},
+    "held_out": 0.2,
+    "validate_every": 3,
+}
 
 
 def test_a_stage_that_is_done_is_skipped_and_a_changed_one_is_made_again(toy, capsys):
-    stages = {"sft": {**SFT, "seed": 11}, "out": {"phase": "generate", "model": "@sft/final", "prompts": "prompts.jsonl",
-                                                  "sampling": {"max_tokens": 20}}}
+    stages = {
+        "sft": {**SFT, "seed": 11},
+        "out": {"phase": "generate", "model": "@sft/final", "prompts": "prompts.jsonl", "sampling": {"max_tokens": 20}},
+    }
     first = run(toy, stages)
     capsys.readouterr()
     again = run(toy, stages)
@@ -70,7 +87,9 @@ def killed_and_continued(folder: Path, recipe: dict, name: str, when: float | in
     path = folder / f"{name}.json.yaml"
     path.write_text(json.dumps({"name": name, "device": "cpu", "stages": recipe}))
     stage = next(iter(recipe))
-    process = subprocess.Popen(command(folder, "run", path.name), cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(folder, "run", path.name), cwd=folder, env=environment(), stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         logs = list((folder / "runs" / name).glob(f"{stage}-*/metrics.jsonl"))
@@ -81,7 +100,9 @@ def killed_and_continued(folder: Path, recipe: dict, name: str, when: float | in
     process.wait()
     (made,) = (folder / "runs" / name).glob(f"{stage}-*")
     assert json.loads((made / "manifest.json").read_text())["status"] == "running", "killed too late to test anything"
-    again = subprocess.run(command(folder, "run", path.name), cwd=folder, env=environment(), capture_output=True, text=True)
+    again = subprocess.run(
+        command(folder, "run", path.name), cwd=folder, env=environment(), capture_output=True, text=True
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     return made
 
@@ -90,8 +111,13 @@ def same_end(one: Path, two: Path) -> None:
     a, b = (load_file(p / "final" / "model.safetensors") for p in (one, two))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     timed = ("seconds", "peak")
-    logs = [[{k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
-             for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (one, two)]
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
+            for line in (p / "metrics.jsonl").read_text().splitlines()
+        ]
+        for p in (one, two)
+    ]
     assert logs[0] == logs[1]
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
 
@@ -107,19 +133,30 @@ def test_killed_and_run_again_it_ends_where_the_uninterrupted_run_ends(toy, stag
 def test_two_processes_may_not_write_one_run(tmp_path):
     from trueup.run import Run
 
-    with Run(tmp_path / "r", name="a"), pytest.raises(UserError, match="another process"), Run(tmp_path / "r", name="b"):
+    with (
+        Run(tmp_path / "r", name="a"),
+        pytest.raises(UserError, match="another process"),
+        Run(tmp_path / "r", name="b"),
+    ):
         pass
 
 
-@pytest.mark.parametrize("recipe, said", [
-    ({"stages": {"sft": {"modle": "x", "data": "y"}}}, "unknown key 'modle'; did you mean 'model'"),
-    ({"stages": {"sft": {"data": "y"}}}, "key 'model' is missing"),
-    ({"stages": {"x": {"phase": "sfy"}}}, "unknown phase 'sfy'"),
-    ({"stages": {"sft": {"model": "@base/final", "data": "y"}}}, "'@base/final' names no earlier stage"),
-    ({"stages": {"sft": {"model": "???", "data": "y"}}}, "filled in: sft.model=..."),
-    ({"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "kl_coef": -1}}}, "key 'kl_coef'"),
-    ({"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "optim": {"rl": 1}}}}, "'optim.rl'; did you mean 'lr'"),
-    ({"stages": {}}, "key 'stages' is missing")])
+@pytest.mark.parametrize(
+    "recipe, said",
+    [
+        ({"stages": {"sft": {"modle": "x", "data": "y"}}}, "unknown key 'modle'; did you mean 'model'"),
+        ({"stages": {"sft": {"data": "y"}}}, "key 'model' is missing"),
+        ({"stages": {"x": {"phase": "sfy"}}}, "unknown phase 'sfy'"),
+        ({"stages": {"sft": {"model": "@base/final", "data": "y"}}}, "'@base/final' names no earlier stage"),
+        ({"stages": {"sft": {"model": "???", "data": "y"}}}, "filled in: sft.model=..."),
+        ({"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "kl_coef": -1}}}, "key 'kl_coef'"),
+        (
+            {"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "optim": {"rl": 1}}}},
+            "'optim.rl'; did you mean 'lr'",
+        ),
+        ({"stages": {}}, "key 'stages' is missing"),
+    ],
+)
 def test_a_bad_recipe_is_told_in_one_line(recipe, said, tmp_path):
     with pytest.raises(UserError) as error:
         resolve(load_recipe({"name": "bad", **recipe}), tmp_path)
@@ -130,7 +167,12 @@ def test_numbers_and_overrides(tmp_path):
     (tmp_path / "r.yaml").write_text("name: r\nstages:\n  ppo: {model: m, scorer: s, prompts: p, optim: {lr: 1e-4}}\n")
     recipe = load_recipe(tmp_path / "r.yaml", ["ppo.kl_coef=2e-1", "seed=7", "ppo.critic_optim.lr=3"])
     (stage,) = resolve(recipe, tmp_path)
-    assert (stage.config.optim.lr, stage.config.kl_coef, stage.config.seed, stage.config.critic_optim.lr) == (1e-4, 0.2, 7, 3)
+    assert (stage.config.optim.lr, stage.config.kl_coef, stage.config.seed, stage.config.critic_optim.lr) == (
+        1e-4,
+        0.2,
+        7,
+        3,
+    )
     with pytest.raises(UserError, match="no stage or key 'pp'"):
         load_recipe(tmp_path / "r.yaml", ["pp.kl_coef=1"])
     with pytest.raises(UserError, match="key=value"):
@@ -138,15 +180,56 @@ def test_numbers_and_overrides(tmp_path):
     with pytest.raises(UserError, match=r"broken.yaml, line 2"):
         (tmp_path / "broken.yaml").write_text("a: 1\n  b: [\n")
         load_recipe(tmp_path / "broken.yaml")
-    with pytest.raises(UserError, match="built-in recipes: .*world"):
+    with pytest.raises(UserError, match=r"built-in recipes: .*world"):
         load_recipe("nothing.yaml")
 
 
-def test_built_in_recipes_are_whole():
-    for name in ("own",):
-        recipe = load_recipe(name)
-        with pytest.raises(UserError, match=r"filled in: sft.model=..., sft.data=..."):
-            resolve(recipe, Path("runs"))
+def test_the_recipe_for_ones_own_model_and_data(toy, monkeypatch):
+    """The README's command, on the toy's files: who judges win rates shares no prompt with the proxy."""
+    with pytest.raises(UserError, match=r"filled in: sft.model=..., sft.data=..."):
+        resolve(load_recipe("own"), Path("runs"))
+    monkeypatch.chdir(toy)
+    small = [f"{stage}.sampling.max_tokens=20" for stage in ("sft", "reward", "judge", "ppo", "evaluate")]
+    recipe = load_recipe(
+        "own",
+        [
+            "sft.model=base",
+            "sft.data=demos.jsonl",
+            "reward.data=pairs.jsonl",
+            "judge.data=pairs.jsonl",
+            "ppo.prompts=prompts.jsonl",
+            "evaluate.models.base=base",
+            "evaluate.prompts=prompts.jsonl",
+            *small,
+            "sft.train.optim.lr=3e-3",
+            "reward.train.optim.lr=1e-3",
+            "judge.train.optim.lr=1e-3",
+            "ppo.steps=2",
+            "ppo.batch=8",
+            "reward.train.batch=8",
+            "judge.train.batch=8",
+        ],
+    )
+    stages = {s.name: s for s in run_recipe(recipe, Path("runs"))}
+    shown = {
+        name: {json.loads(line)["prompt"] for line in (stages[name].folder / "samples.jsonl").open()}
+        for name in ("reward", "judge")
+    }
+    assert shown["reward"] and shown["judge"] and not shown["reward"] & shown["judge"]
+    found = json.loads((stages["evaluate"].folder / "results.json").read_text())
+    assert found["gold"] is None and found["judge"] == str(stages["judge"].folder / "final")
+    assert set(found["models"]["ppo"]["sampled"]["win_rate_interval"]) and "kl" in found["models"]["ppo"]["sampled"]
+
+
+def test_the_proxy_may_not_judge_its_own_win_rate(toy):
+    keys = {
+        "models": {"sft": "sft/final", "ppo": "base"},
+        "prompts": "prompts.jsonl",
+        "proxy": "reward/final",
+        "judge": "reward/final",
+    }
+    with pytest.raises(UserError, match="must not be the proxy"):
+        run(toy, {"evaluate": keys}, name="self-judged")
 
 
 def test_metrics_of_a_stopped_attempt_without_a_checkpoint_are_not_counted_twice(toy):

@@ -11,7 +11,7 @@ from tests.models_made import make_model
 from trueup.recipe import load_recipe, run_recipe
 
 QUESTIONS = [f"what is the colour of {a}{b}?" for a in "abcdefgh" for b in "abcdefgh"]
-RULES = '''
+RULES = """
 import numpy as np
 from trueup.records import Scores, Verdict
 
@@ -31,7 +31,7 @@ def broken(prompts, completions):
 
 def short(prompts, completions):
     return [-len(c.text) / 100 for c in completions]
-'''
+"""
 
 
 def rows(path: Path, items: list[dict]) -> Path:
@@ -40,19 +40,46 @@ def rows(path: Path, items: list[dict]) -> Path:
 
 
 def make_toy(folder: Path) -> Path:
-    """Fills `folder` with base/, demos.jsonl, prompts.jsonl, pairs.jsonl, toyrules.py and a trained sft/ and reward/."""
+    """Fills `folder` with base/, demos, prompts and pairs as .jsonl, toyrules.py, and a trained sft/ and reward/."""
     make_model(folder / "base")
-    rows(folder / "demos.jsonl", [{"prompt": q, "completion": answer} for q in QUESTIONS * 4
-                                  for answer in ("the sky is blue.", "yes please")])
+    rows(
+        folder / "demos.jsonl",
+        [{"prompt": q, "completion": answer} for q in QUESTIONS * 4 for answer in ("the sky is blue.", "yes please")],
+    )
     rows(folder / "prompts.jsonl", [{"prompt": q, "category": "ab"[i % 2]} for i, q in enumerate(QUESTIONS)])
-    rows(folder / "pairs.jsonl", [{"prompt": q, "chosen": "the sky is blue.", "rejected": "yes please", "category": "ab"[i % 2],
-                                   "gold_margin": 1.0} for i, q in enumerate(QUESTIONS * 2)])
+    rows(
+        folder / "pairs.jsonl",
+        [
+            {
+                "prompt": q,
+                "chosen": "the sky is blue.",
+                "rejected": "yes please",
+                "category": "ab"[i % 2],
+                "gold_margin": 1.0,
+            }
+            for i, q in enumerate(QUESTIONS * 2)
+        ],
+    )
     (folder / "toyrules.py").write_text(RULES)
-    stages = run(folder, {
-        "sft": {"model": "base", "data": "demos.jsonl", "held_out": 0.15, "sampling": {"max_tokens": 20},
-                "train": {"epochs": 6, "batch": 16, "optim": {"lr": 3e-3}}},
-        "reward": {"model": "@sft/final", "data": "pairs.jsonl", "held_out": 0.2, "sampling": {"max_tokens": 20},
-                   "train": {"epochs": 2, "batch": 8, "optim": {"lr": 1e-3}}}})
+    stages = run(
+        folder,
+        {
+            "sft": {
+                "model": "base",
+                "data": "demos.jsonl",
+                "held_out": 0.15,
+                "sampling": {"max_tokens": 20},
+                "train": {"epochs": 6, "batch": 16, "optim": {"lr": 3e-3}},
+            },
+            "reward": {
+                "model": "@sft/final",
+                "data": "pairs.jsonl",
+                "held_out": 0.2,
+                "sampling": {"max_tokens": 20},
+                "train": {"epochs": 2, "batch": 8, "optim": {"lr": 1e-3}},
+            },
+        },
+    )
     for name, stage in stages.items():
         (folder / name).symlink_to(stage.folder)
     return folder

@@ -29,9 +29,9 @@ def find_model(folder: Path) -> Path:
         stages = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["stages"]
         for stage in reversed(list(stages.values())):
             record = folder / stage / "manifest.json"
-            if record.exists() and (folder / stage / "final").is_dir():
-                if json.loads(record.read_text(encoding="utf-8"))["phase"] in POLICIES:
-                    return folder / stage / "final"
+            made = record.exists() and (folder / stage / "final").is_dir()
+            if made and json.loads(record.read_text(encoding="utf-8"))["phase"] in POLICIES:
+                return folder / stage / "final"
         raise UserError(f"{folder}: no policy has been trained in this run yet")
     raise UserError(f"{folder}: neither a run, a stage nor a model's folder")
 
@@ -41,8 +41,10 @@ def talk(folders: list[Path], *, temperature: float, max_tokens: int, seed: int)
     mesh = Mesh.from_env("auto")
     paths = [find_model(f) for f in folders]
     chats = [Chat.load(p) for p in paths]
-    samplers = [Sampler(load_policy(str(p), device=mesh.device), end_id=c.end_id, pad_id=c.pad_id, decode=c.decode, mesh=mesh)
-                for p, c in zip(paths, chats, strict=True)]
+    samplers = [
+        Sampler(load_policy(str(p), device=mesh.device), end_id=c.end_id, pad_id=c.pad_id, decode=c.decode, mesh=mesh)
+        for p, c in zip(paths, chats, strict=True)
+    ]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature or 1.0, greedy=temperature == 0)
     histories: list[list[Message]] = [[] for _ in folders]
     console.print("An empty line ends; /new starts a new conversation.", style="dim")

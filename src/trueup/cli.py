@@ -11,12 +11,21 @@ import typer
 
 from trueup.records import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
-                  help="RLHF whole, and the proof that it worked. Start with [bold]trueup demo[/bold].")
-world_app = typer.Typer(no_args_is_help=True, help="The built-in world: tasks with a known gold score, and a small base model.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="RLHF whole, and the proof that it worked. Start with [bold]trueup demo[/bold].",
+)
+world_app = typer.Typer(
+    no_args_is_help=True, help="The built-in world: tasks with a known gold score, and a small base model."
+)
 app.add_typer(world_app, name="world")
 
-Keys = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys: optim.lr=1e-4", show_default=False)]
+Keys = Annotated[
+    list[str] | None, typer.Argument(help="key=value, dotted for nested keys: optim.lr=1e-4", show_default=False)
+]
 Runs = Annotated[Path, typer.Option(help="Where runs are kept.")]
 Name = Annotated[str, typer.Option(help="Name of the run.")]
 RUNS = Path("runs")
@@ -29,9 +38,14 @@ def demo(assignments: Keys = None, runs: Runs = RUNS) -> None:
 
 
 @app.command()
-def run(recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, world-gold, own.")],
-        assignments: Keys = None, runs: Runs = RUNS,
-        dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False) -> None:
+def run(
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, world-gold, own.")
+    ],
+    assignments: Keys = None,
+    runs: Runs = RUNS,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+) -> None:
     """Run a recipe's stages in order: trueup run RECIPE.yaml ppo.kl_coef=0.1. What is done and unchanged is skipped."""
     _run(recipe, assignments or [], runs, dry)
 
@@ -43,7 +57,9 @@ def _run(source: str, assignments: list[str], runs: Path, dry: bool = False) -> 
     recipe = load_recipe(source, assignments)
     if dry:
         for stage in resolve(recipe, runs):
-            console.print(f"{'done' if stage.done else 'due ':4}  {stage.name:12} {stage.phase:9} {stage.folder}", markup=False)
+            console.print(
+                f"{'done' if stage.done else 'due ':4}  {stage.name:12} {stage.phase:9} {stage.folder}", markup=False
+            )
         return
     stages = run_recipe(recipe, runs)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -141,10 +157,13 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's f
 
 
 @app.command()
-def chat(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, one of its stages, or a model's folder.")],
-         beside: Annotated[Path | None, typer.Option(help="A second model, answered side by side.")] = None,
-         temperature: Annotated[float, typer.Option(min=0, help="0 answers greedily.")] = 1.0,
-         max_tokens: Annotated[int, typer.Option(min=1)] = 128, seed: int = 0) -> None:
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, one of its stages, or a model's folder.")],
+    beside: Annotated[Path | None, typer.Option(help="A second model, answered side by side.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 answers greedily.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    seed: int = 0,
+) -> None:
     """Talk to a trained model; with --beside, to two at once."""
     from trueup.chat import talk
 
@@ -188,13 +207,15 @@ def world_export(folder: Annotated[Path, typer.Argument(help="Where the JSONL fi
 
 
 @world_app.command("build")
-def world_build(out: Annotated[Path, typer.Option(help="Where the base model goes.")] = Path("world-base"),
-                tokens: Annotated[float, typer.Option(help="Tokens to pretrain on; 0 for the shipped model's number.")] = 0,
-                seed: int = 0) -> None:
+def world_build(
+    out: Annotated[Path, typer.Option(help="Where the base model goes.")] = Path("world-base"),
+    tokens: Annotated[float, typer.Option(help="Tokens to pretrain on; 0 for the shipped model's number.")] = 0,
+    seed: int = 0,
+) -> None:
     """Train the tokenizer and the base model from the world's own corpus, and measure them."""
-    from trueup.world.build import build
+    from trueup.world.build import WorldBuild, build
 
-    build(out, seed=seed, **({"tokens": int(tokens)} if tokens else {}))
+    build(out, config=WorldBuild(seed=seed, **({"tokens": int(tokens)} if tokens else {})))
 
 
 def main() -> None:

@@ -84,7 +84,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Sequence[st
             path = BUILT_IN / f"{source}.yaml"
         if not path.exists():
             built_in = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
-            raise UserError(f"{source}: no such recipe; expected a YAML file or one of the built-in recipes: {built_in}")
+            raise UserError(
+                f"{source}: no such recipe; expected a YAML file or one of the built-in recipes: {built_in}"
+            )
         where, data = str(path), read_yaml(path)
     stages = data.get("stages")
     if not isinstance(stages, dict) or not stages:
@@ -94,7 +96,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Sequence[st
     for text in assignments:
         head = text.split("=")[0].split(".")[0]
         if head not in known and head not in stages:
-            raise UserError(f"'{text}': no stage or key '{head}'; stages: {', '.join(stages)}; keys: {', '.join(known)}")
+            raise UserError(
+                f"'{text}': no stage or key '{head}'; stages: {', '.join(stages)}; keys: {', '.join(known)}"
+            )
         full.append(f"stages.{text}" if head in stages else text)
     return parse(Recipe, numbers(override(data, full)), where)
 
@@ -146,6 +150,7 @@ def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dic
 
 def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Stage]) -> str:
     """Ten hex digits of the hash of what decides the stage's result."""
+
     def content(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(content(k)): content(v) for k, v in value.items()}
@@ -155,7 +160,7 @@ def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Sta
             return value
         for stage in stages.values():  # what another stage made is known by that stage's key
             if value == str(stage.folder) or value.startswith(f"{stage.folder}/"):
-                return f"@{stage.key}{value[len(str(stage.folder)):]}"
+                return f"@{stage.key}{value[len(str(stage.folder)) :]}"
         if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             return f"{value} {module_hash(value.partition(':')[0])}"
         return f"{hash_path(Path(value))}" if value and Path(value).exists() else value
@@ -203,8 +208,10 @@ def run_recipe(recipe: Recipe, runs: Path, *, force: bool = False) -> list[Stage
     mesh = Mesh.from_env(recipe.device)
     stages = resolve(recipe, runs)
     if mesh.is_main:
-        write_json(runs / recipe.name / "recipe.json", {
-            "recipe": recipe.model_dump(), "stages": {s.name: s.folder.name for s in stages}})
+        write_json(
+            runs / recipe.name / "recipe.json",
+            {"recipe": recipe.model_dump(), "stages": {s.name: s.folder.name for s in stages}},
+        )
     for number, stage in enumerate(stages, 1):
         if mesh.is_main:
             head = f"[bold]{number}/{len(stages)} {stage.name}[/bold]"
@@ -221,12 +228,28 @@ def run_recipe(recipe: Recipe, runs: Path, *, force: bool = False) -> list[Stage
 def run_stage(stage: Stage, mesh: Mesh) -> None:
     with Run(stage.folder, name=stage.name, main=mesh.is_main) as run:
         before = manifest(stage.folder)
-        record = {"phase": stage.phase, "name": stage.name, "key": stage.key, "status": "running", "parents": stage.parents,
-                  "started": before.get("started", now()), "seconds": before.get("seconds", 0.0), "versions": versions(),
-                  "processes": mesh.world, "device": str(mesh.device)}
+        record = {
+            "phase": stage.phase,
+            "name": stage.name,
+            "key": stage.key,
+            "status": "running",
+            "parents": stage.parents,
+            "started": before.get("started", now()),
+            "seconds": before.get("seconds", 0.0),
+            "versions": versions(),
+            "processes": mesh.world,
+            "device": str(mesh.device),
+        }
         if mesh.is_main:
-            write_json(stage.folder / "config.json", {"phase": stage.phase, "name": stage.name, "key": stage.key,
-                                                      "config": json.loads(stage.config.model_dump_json())})
+            write_json(
+                stage.folder / "config.json",
+                {
+                    "phase": stage.phase,
+                    "name": stage.name,
+                    "key": stage.key,
+                    "config": json.loads(stage.config.model_dump_json()),
+                },
+            )
             write_json(stage.folder / "manifest.json", record)
         began = time.monotonic()
         try:

@@ -94,7 +94,7 @@ class Run:
                 yield step
                 advance("  ".join(f"{k} {self.live[k]:.3g}" for k in watch if k in self.live))
 
-    def checkpoint(self, done: int, save: Callable[[Path], None]) -> None:
+    def checkpoint(self, done: int, save: Callable[[Path], object]) -> None:
         """Write `checkpoint-{done}` (the state after `done` steps) whole, then drop the older ones."""
         if not self.main:
             return
@@ -126,7 +126,7 @@ class Run:
 
     # outputs
 
-    def write(self, name: str, save: Callable[[Path], None]) -> Path:
+    def write(self, name: str, save: Callable[[Path], object]) -> Path:
         """A folder of this run, written whole by `save(temporary_folder)`."""
         if self.main:
             write_folder(self.folder / name, save)
@@ -158,7 +158,7 @@ def cut_back(path: Path, start: int) -> None:
     os.replace(temporary, path)
 
 
-def write_folder(target: Path, save: Callable[[Path], None]) -> None:
+def write_folder(target: Path, save: Callable[[Path], object]) -> None:
     """`save` fills a temporary folder beside `target`, which then takes its name; nothing half-written stays."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -182,8 +182,13 @@ def _bar(name: str, total: int, start: int, main: bool) -> Iterator[Callable[[st
     if not main:
         yield lambda text: None
     elif console.is_terminal:
-        columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                   TimeRemainingColumn(), TextColumn("{task.fields[live]}"))
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[live]}"),
+        )
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(name, total=total, completed=start, live="")
             yield lambda text: progress.update(task, advance=1, live=text)
@@ -238,7 +243,7 @@ class Best:
         self.step: int | None = None
         self.since = 0
 
-    def offer(self, step: int, value: float, save: Callable[[Path], None]) -> bool:
+    def offer(self, step: int, value: float, save: Callable[[Path], object]) -> bool:
         """Lower is better. Writes `best/` where `value` is the lowest so far; returns whether it was."""
         if self.value is not None and value >= self.value:
             self.since += 1

@@ -18,9 +18,16 @@ FORGETFUL = (
     "{% if m['role'] == 'assistant' and not loop.last %}[cut]{% else %}{{ m['content'] }}{% endif %}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-TWO_TURNS = Demonstration(Prompt((
-    {"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "How are you?"},
-    {"role": "user", "content": "I am fine"})), "good")
+TWO_TURNS = Demonstration(
+    Prompt(
+        (
+            {"role": "user", "content": "Hello there!"},
+            {"role": "assistant", "content": "How are you?"},
+            {"role": "user", "content": "I am fine"},
+        )
+    ),
+    "good",
+)
 
 
 def trained(chat: Chat, encoded) -> str:
@@ -42,7 +49,9 @@ def test_plain_template_is_used_where_there_is_none():
 def test_loss_counts_replies_and_their_end_tokens_only():
     chat = Chat(make_tokenizer())
     encoded = chat.encode(TWO_TURNS)
-    assert text(chat, encoded) == "User: Hello there!\nAssistant: How are you?<eos>\nUser: I am fine\nAssistant: good<eos>"
+    assert (
+        text(chat, encoded) == "User: Hello there!\nAssistant: How are you?<eos>\nUser: I am fine\nAssistant: good<eos>"
+    )
     assert trained(chat, encoded).replace("|", "") == " How are you?<eos> good<eos>"
     assert chat.last_turn_only == 0
 
@@ -52,7 +61,8 @@ def test_the_end_token_is_the_templates_own():
     assert chat.tokenizer.convert_ids_to_tokens(chat.end_id) == "<|im_end|>"  # not the tokenizer's eos
     encoded = chat.encode(TWO_TURNS)
     assert text(chat, encoded) == chat.tokenizer.apply_chat_template(
-        [*TWO_TURNS.prompt.messages, {"role": "assistant", "content": "good"}], tokenize=False).removesuffix("\n")
+        [*TWO_TURNS.prompt.messages, {"role": "assistant", "content": "good"}], tokenize=False
+    ).removesuffix("\n")
     assert trained(chat, encoded).replace("|<|im_end|>", "<|im_end|>").endswith("<|im_end|>")
     assert encoded.mask[-1] and encoded.ids[-1] == chat.end_id
 
@@ -87,9 +97,13 @@ def test_pad_never_equals_the_end_token():
 
 def test_templates_that_cannot_be_used_are_refused():
     with pytest.raises(UserError, match="no end token"):
-        Chat(make_tokenizer(template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
-                                     "{% if add_generation_prompt %}assistant: {% endif %}"))
+        Chat(
+            make_tokenizer(
+                template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+                "{% if add_generation_prompt %}assistant: {% endif %}"
+            )
+        )
     with pytest.raises(UserError, match="in front of the reply"):
         Chat(make_tokenizer(template="{{ messages | length }} {{ messages[-1]['content'] }}"))
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match="no such folder"):
         Chat.load("/nowhere/at/all")

@@ -21,18 +21,24 @@ def write(path, *rows):
     return path
 
 
-@pytest.mark.parametrize("row", [
-    {"messages": [USER, REPLY]}, {"prompt": "Hi", "completion": "Hello"}, {"prompt": [USER], "completion": [REPLY]}])
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [USER, REPLY]}, {"prompt": "Hi", "completion": "Hello"}, {"prompt": [USER], "completion": [REPLY]}],
+)
 def test_demonstrations(tmp_path, row):
     found = read_demonstrations(write(tmp_path / "d.jsonl", row)).records
     assert [(d.prompt, d.reply) for d in found] == [(Prompt.of("Hi"), "Hello")]
 
 
-@pytest.mark.parametrize("row", [
-    {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"},
-    {"prompt": [USER], "chosen": [REPLY], "rejected": [{"role": "assistant", "content": "Go"}]},
-    {"chosen": [USER, REPLY], "rejected": [USER, {"role": "assistant", "content": "Go"}]},
-    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"},
+        {"prompt": [USER], "chosen": [REPLY], "rejected": [{"role": "assistant", "content": "Go"}]},
+        {"chosen": [USER, REPLY], "rejected": [USER, {"role": "assistant", "content": "Go"}]},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"},
+    ],
+)
 def test_preferences(tmp_path, row):
     row |= {"label": 0.75, "margin": 2, "weight": 0.5, "category": "greeting", "rejected_ended": False}
     (p,) = read_preferences(write(tmp_path / "p.jsonl", row)).records
@@ -59,32 +65,45 @@ def test_parquet_and_gzip_read_like_jsonl(tmp_path):
 
 
 def test_prompts_from_any_file(tmp_path):
-    for row in ({"prompt": "Hi"}, {"messages": [USER, REPLY]}, {"messages": [USER]},
-                {"prompt": "Hi", "chosen": "a", "rejected": "b"}):
+    for row in (
+        {"prompt": "Hi"},
+        {"messages": [USER, REPLY]},
+        {"messages": [USER]},
+        {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+    ):
         assert read_prompts(write(tmp_path / "p.jsonl", row)).records == [Prompt.of("Hi")]
 
 
 def test_useless_rows_are_dropped_and_counted(tmp_path):
-    rows = [{"prompt": "Hi", "chosen": "same", "rejected": "same "}, {"prompt": "Hi", "chosen": "a", "rejected": "b"},
-            {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}]
+    rows = [
+        {"prompt": "Hi", "chosen": "same", "rejected": "same "},
+        {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"},
+    ]
     found = read_preferences(write(tmp_path / "p.jsonl", *rows))
     assert len(found) == 1 and found.dropped == {
-        "chosen == rejected": 1, "pairs whose conversations differ before the last turn": 1}
+        "chosen == rejected": 1,
+        "pairs whose conversations differ before the last turn": 1,
+    }
     assert "1 of 3 rows" in found.note()
 
 
-@pytest.mark.parametrize("rows, said", [
-    (['{"prompt": "Hi", '], "line 1: broken JSON"),
-    ([{"prompt": "Hi", "completion": "x"}, "[1]"], "line 2: expected an object"),
-    ([{"promt": "Hi", "completion": "x"}], "line 1: found columns 'promt', 'completion'"),
-    ([{"messages": [USER]}], "must end with the assistant's turn"),
-    ([{"messages": [{"role": "human", "content": "Hi"}, REPLY]}], "role 'human'"),
-    ([{"messages": [USER, USER, REPLY]}], "roles out of order"),
-    ([{"prompt": 3, "completion": "x"}], "must be text or a list"),
-    ([], "no usable rows")])
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (['{"prompt": "Hi", '], "line 1: broken JSON"),
+        ([{"prompt": "Hi", "completion": "x"}, "[1]"], "line 2: expected an object"),
+        ([{"promt": "Hi", "completion": "x"}], "line 1: found columns 'promt', 'completion'"),
+        ([{"messages": [USER]}], "must end with the assistant's turn"),
+        ([{"messages": [{"role": "human", "content": "Hi"}, REPLY]}], "role 'human'"),
+        ([{"messages": [USER, USER, REPLY]}], "roles out of order"),
+        ([{"prompt": 3, "completion": "x"}], "must be text or a list"),
+        ([], "no usable rows"),
+    ],
+)
 def test_bad_demonstrations_name_file_and_line(tmp_path, rows, said):
     path = write(tmp_path / "bad.jsonl", *rows)
-    with pytest.raises(UserError, match="bad.jsonl") as error:
+    with pytest.raises(UserError, match=r"bad\.jsonl") as error:
         read_demonstrations(path)
     assert said in str(error.value) and "\n" not in str(error.value)
 
@@ -110,8 +129,10 @@ def test_label_out_of_range(tmp_path):
 
 
 def test_instructions_and_their_instances(tmp_path):
-    rows = [{"instruction": "Add.", "input": "1 2", "output": "3"},
-            {"instruction": "Add.", "instances": [{"input": "", "output": "0"}, {"input": "4", "output": "4"}]}]
+    rows = [
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        {"instruction": "Add.", "instances": [{"input": "", "output": "0"}, {"input": "4", "output": "4"}]},
+    ]
     found = read_demonstrations(write(tmp_path / "d.jsonl", *rows)).records
     assert [(d.prompt.text, d.reply) for d in found] == [("Add.\n\n1 2", "3"), ("Add.", "0"), ("Add.\n\n4", "4")]
     assert [p.text for p in read_prompts(tmp_path / "d.jsonl").records] == ["Add.\n\n1 2", "Add.", "Add.\n\n4"]

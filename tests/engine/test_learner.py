@@ -12,9 +12,15 @@ from torch import Tensor
 
 from tests.models import tiny
 from trueup.engine.learner import Learner, Optim
+from trueup.engine.rows import split
 from trueup.models.net import Batch, Net
 
 Losses = dict[str, tuple[Tensor, Tensor]]
+
+
+def parts(learner, batch):
+    """The micro-batches that this process would run."""
+    return split(batch, learner.mesh, learner.optim.micro_tokens)[1][learner.mesh.rank]
 
 
 def nll(outputs: dict[str, Tensor], batch: Batch) -> Losses:
@@ -83,7 +89,7 @@ def test_the_token_budget_does_not_change_the_update(kind, loss_fn, make) -> Non
     # Adam's first steps move by the sign of the gradient, so rounding would show; eps makes them proportional.
     runs = [learner(kind, micro_tokens=tokens, eps=1e-3, lr=1e-3) for tokens in (8192, 25, 1)]
     losses = [train(one, loss_fn, make, 3) for one in runs]
-    assert len(runs[0]._split(make())[1][0]) == 1 and len(runs[1]._split(make())[1][0]) > 2
+    assert len(parts(runs[0], make())) == 1 and len(parts(runs[1], make())) > 2
     for other, values in zip(runs[1:], losses[1:], strict=True):
         assert values == pytest.approx(losses[0], rel=1e-5)
         assert apart(runs[0], other) < 1e-6
@@ -156,7 +162,7 @@ def test_schedules() -> None:
 
 def test_forward_is_the_training_path_in_global_order() -> None:
     batch, one = batch_of(), learner(micro_tokens=30)
-    assert len(one._split(batch)[1][0]) > 2
+    assert len(parts(one, batch)) > 2
     out = one.forward(batch)
     assert not out["logprobs"].requires_grad
     assert (out["logprobs"] - tiny.plain_logprobs(tiny.policy(), batch)).abs().max() < 1e-5

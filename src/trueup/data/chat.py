@@ -73,9 +73,11 @@ class Chat:
     @classmethod
     def load(cls, folder: str | Path) -> Chat:
         """The tokenizer of a model folder (or Hub name). Raises UserError where there is none."""
-        if isinstance(folder, Path) or Path(folder).exists():
-            if not any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-                raise UserError(f"{folder}: no tokenizer here (expected tokenizer.json)")
+        name = str(folder)
+        hub = not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+        if not hub and not any((Path(name) / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
+            what = "no tokenizer here (expected tokenizer.json)" if Path(name).is_dir() else "no such folder"
+            raise UserError(f"{name}: {what}; a model folder in Hugging Face layout is needed")
         try:
             return cls(AutoTokenizer.from_pretrained(str(folder)))
         except (OSError, ValueError) as error:
@@ -93,7 +95,10 @@ class Chat:
     def _render(self, messages: Sequence[Message], prompt: bool) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt)
+                [{"role": m["role"], "content": m["content"]} for m in messages],
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
         except Exception as error:  # a template raises whatever its author chose
             raise UserError(f"the chat template refuses this conversation: {error}") from None
         return str(text)
@@ -102,7 +107,7 @@ class Chat:
         """The reply's segment as the template writes it, or None where the template is not prefix-stable."""
         before = self._render(messages, True)
         whole = self._render([*messages, {"role": "assistant", "content": reply}], False)
-        return whole[len(before):] if whole.startswith(before) else None
+        return whole[len(before) :] if whole.startswith(before) else None
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -145,7 +150,7 @@ class Chat:
             tail = self._tail(messages[:turn], messages[turn]["content"])
             if tail is None or not before.startswith(text):
                 return None
-            between = self._ids(before[len(text):])
+            between = self._ids(before[len(text) :])
             content = messages[turn]["content"].strip()
             reply = self.reply_ids(content)
             ids += between + reply

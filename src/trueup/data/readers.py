@@ -108,8 +108,7 @@ def raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"{path}: unknown kind of file; expected .jsonl, .jsonl.gz or .parquet")
-    raw = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    with raw as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -148,7 +147,9 @@ def _messages(value: Any, column: str) -> list[Message]:
         out.append({"role": role, "content": message["content"]})
     spoken = [m["role"] for m in out if m["role"] != "system"]
     if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
-        raise BadRow(f"column '{column}': roles out of order ({', '.join(spoken)}); expected user, assistant, user, ...")
+        raise BadRow(
+            f"column '{column}': roles out of order ({', '.join(spoken)}); expected user, assistant, user, ..."
+        )
     return out
 
 
@@ -252,7 +253,9 @@ def _preference(row: dict[str, Any]) -> Preference | str:
         _awaiting(before, row, "prompt"),
         Completion(chosen, stops[row.get("chosen_ended") is not False]),  # type: ignore[arg-type]
         Completion(rejected, stops[row.get("rejected_ended") is not False]),  # type: ignore[arg-type]
-        rater=str(row.get("rater") or ""), **numbers)
+        rater=str(row.get("rater") or ""),
+        **numbers,
+    )
 
 
 # splits
@@ -265,10 +268,12 @@ def split_by_prompt(records: Sequence[T], share: float, prompt: Callable[[T], Pr
     return kept, held
 
 
-def select_by_prompt(records: Sequence[T], part: tuple[float, float], prompt: Callable[[T], Prompt], *,
-                     salt: str = "part") -> list[T]:
+def select_by_prompt(
+    records: Sequence[T], part: tuple[float, float], prompt: Callable[[T], Prompt], *, salt: str = "part"
+) -> list[T]:
     """The records whose prompt's place on [0, 1), by the hash of its content and `salt`, lies in `part`: two reward
     models trained on (0, .5) and (.5, 1) have seen no prompt in common."""
+
     def place(record: T) -> float:
         digest = hashlib.sha256((salt + prompt(record).id).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64

@@ -44,10 +44,20 @@ class Training(Config):
     """Steps between checkpoints to go on from."""
 
 
-def fit(run: Run, net: Net, mesh: Mesh, config: Training, rows: Sequence[T], *, seed: int,
-        make_batch: Callable[[Sequence[T]], Batch], loss_fn: LossFn,
-        validate: Callable[[Learner], Mapping[str, float]] | None,
-        save: Callable[[Path], None], load: Callable[[Path], None]) -> dict[str, Any]:
+def fit(
+    run: Run,
+    net: Net,
+    mesh: Mesh,
+    config: Training,
+    rows: Sequence[T],
+    *,
+    seed: int,
+    make_batch: Callable[[Sequence[T]], Batch],
+    loss_fn: LossFn,
+    validate: Callable[[Learner], Mapping[str, float]] | None,
+    save: Callable[[Path], object],
+    load: Callable[[Path], object],
+) -> dict[str, Any]:
     """Trains `net` on `rows`; afterwards it holds the best weights by `validation_loss`, or the last ones.
 
     `save` and `load` write and read the model's weights as a folder; `validate` returns figures, among them
@@ -83,7 +93,7 @@ def fit(run: Run, net: Net, mesh: Mesh, config: Training, rows: Sequence[T], *, 
     return {"steps": step + 1, "rows": len(rows), "best_step": best.step, "best_validation_loss": best.value}
 
 
-def state_writer(parts: Mapping[str, Any], **extra: Any) -> Callable[[Path], None]:
+def state_writer(parts: Mapping[str, Any], **extra: Any) -> Callable[[Path], object]:
     """A writer of `state.pt`: each part's `state()`, and what else must come back on resume."""
     return lambda folder: torch.save({**{k: p.state() for k, p in parts.items()}, "extra": extra}, folder / "state.pt")
 

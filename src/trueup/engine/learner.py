@@ -9,7 +9,7 @@ processes changes the update beyond rounding. What couples rows is computed befo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal
 
@@ -20,7 +20,8 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trueup.config import Config
-from trueup.engine.mesh import Mesh, Shares
+from trueup.engine.mesh import Mesh
+from trueup.engine.rows import by_rows, split, take
 from trueup.models.net import Batch, Net
 
 Losses = dict[str, tuple[Tensor, Tensor]]
@@ -115,35 +116,27 @@ class Learner:
     @torch.no_grad()
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The outputs of all rows [B, ...], without gradients, through the same numerics as training."""
-        batch = self._on_device(batch)
-        shares, parts = self._split(batch)
-        outputs = self.net.outputs_like(batch)
-        mine = shares[self.mesh.rank]
-        place = {row: i for i, row in enumerate(mine)}
-        local = {name: zero[: len(mine)].clone() for name, zero in outputs.items()}
-        for rows in parts[self.mesh.rank]:
-            for name, value in self._module(_take(batch, rows)).items():
-                local[name][torch.tensor([place[row] for row in rows], device=value.device)] = value
-        return {name: self.mesh.gather_rows(value, shares) for name, value in local.items()}
+        like = self.net.outputs_like(batch)
+        return by_rows(self._module, like, batch, self.mesh, self.optim.micro_tokens)
 
     def forward_backward(self, batch: Batch, loss_fn: LossFn) -> dict[str, float]:
         """Add the gradient of the sum of the named losses over this minibatch; returns each loss, reduced.
 
         Raises FloatingPointError naming a loss that is not finite.
         """
-        batch = self._on_device(batch)
+        batch = {name: value.to(self.mesh.device) for name, value in batch.items()}
         with torch.no_grad():
             weights = loss_fn(self.net.outputs_like(batch), batch)
         total = {name: float(weight.sum()) for name, (_, weight) in weights.items()}
         sums = torch.zeros(len(total), dtype=torch.float64, device=self.mesh.device)
-        _, parts = self._split(batch)
+        _, parts = split(batch, self.mesh, self.optim.micro_tokens)
         mine, rounds = parts[self.mesh.rank], max(map(len, parts))
         for i in range(rounds):
             # Every rank runs the same number of forwards; one that has no rows left runs a row of weight zero.
             rows, share = (mine[i], 1.0) if i < len(mine) else ([0], 0.0)
             last = i == rounds - 1
             with nullcontext() if last or self.mesh.world == 1 else self._parallel.no_sync():  # type: ignore[operator]
-                part = _take(batch, rows)
+                part = take(batch, rows)
                 losses = loss_fn(self._parallel(part), part)
                 parts_of = [
                     (loss * weight).sum() * (share / total[name]) if total[name] else (loss * 0.0).sum()
@@ -208,35 +201,6 @@ class Learner:
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
 
-    # --- rows ----------------------------------------------------------------------------------------------------
-
-    def _on_device(self, batch: Batch) -> Batch:
-        return {name: value.to(self.mesh.device) for name, value in batch.items()}
-
-    def _split(self, batch: Batch) -> tuple[Shares, list[Shares]]:
-        """The rows of each rank, and each rank's rows in micro-batches of like length within the token budget."""
-        lengths = batch["lengths"]
-        costs = (lengths if lengths.ndim == 1 else lengths.sum(-1)).tolist()
-        shares = self.mesh.shard(costs)
-        return shares, [list(self._micro(rows, costs)) for rows in shares]
-
-    def _micro(self, rows: list[int], costs: list[int]) -> Iterator[list[int]]:
-        part: list[int] = []
-        tokens = 0
-        for row in sorted(rows, key=lambda r: -costs[r]):
-            if part and tokens + costs[row] > self.optim.micro_tokens:
-                yield part
-                part, tokens = [], 0
-            part.append(row)
-            tokens += costs[row]
-        if part:
-            yield part
-
 
 def _is_metric(name: str) -> bool:
     return name.startswith("metric/")
-
-
-def _take(batch: Batch, rows: list[int]) -> Batch:
-    index = torch.tensor(rows)
-    return {name: value.index_select(0, index.to(value.device)) for name, value in batch.items()}

@@ -20,8 +20,8 @@ from trueup.config import Config, display
 from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
 from trueup.data.readers import read_prompts
-from trueup.engine.frozen import exact_kl
 from trueup.engine.mesh import Mesh
+from trueup.engine.rows import exact_kl
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.judges import JudgeSpec, make_judge
 from trueup.math import bootstrap_interval
@@ -31,7 +31,7 @@ from trueup.records import Comparison, Completion, Prompt, UserError
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
-WHAT = "compares the models on prompts that no stage has seen"
+WHAT = "compares the models on prompts that no stage has seen: a rising score alone proves nothing"
 VERSION = 1
 
 
@@ -81,7 +81,9 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     order = sorted(config.models, key=lambda name: name != config.baseline)  # the baseline's answers come first
     answers: dict[tuple[str, str], list[Completion]] = {}
     tables: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in config.models}
-    reference = Net(load_policy(config.models[config.reference], device=mesh.device), "policy", config.sampling.temperature)
+    reference = Net(
+        load_policy(config.models[config.reference], device=mesh.device), "policy", config.sampling.temperature
+    )
     cells = [(name, mode) for name in order for mode in modes]
     for step in run.steps(len(cells), watch=("gold", "kl", "length")):
         name, mode = cells[step]
@@ -97,30 +99,59 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             figures |= {"kl": float(kl.mean()), "kl_interval": interval(kl, config.seed)}
         if judge is not None and name != config.baseline:
             wins = win_share(judge, prompts, found_answers, answers[config.baseline, mode])
-            figures |= {"win_rate": float(np.mean(wins)), "win_rate_interval": interval(wins, config.seed), "judged": len(wins)}
+            figures |= {
+                "win_rate": float(np.mean(wins)),
+                "win_rate_interval": interval(wins, config.seed),
+                "judged": len(wins),
+            }
         if gold is not None:
             figures["gold_interval"] = interval(columns["gold"], config.seed)
         tables[name][mode] = figures
         run.live.update({k: v for k, v in figures.items() if isinstance(v, float)})
-        run.show(step, [
-            {**describe(p), "model": name, "mode": mode, "completion": c.text, "stop": c.stop, **{k: v[i] for k, v in columns.items()}}
-            for i, (p, c) in enumerate(zip(prompts, found_answers, strict=True))])
+        run.show(
+            step,
+            [
+                {
+                    **describe(p),
+                    "model": name,
+                    "mode": mode,
+                    "completion": c.text,
+                    "stop": c.stop,
+                    **{k: v[i] for k, v in columns.items()},
+                }
+                for i, (p, c) in enumerate(zip(prompts, found_answers, strict=True))
+            ],
+        )
     chosen = pick_examples(prompts, config.shown)
-    examples = [{**describe(prompts[i]), "answers": {n: {m: answers[n, m][i].text for m in modes} for n in config.models}}
-                for i in chosen]
-    return {"models": tables, "examples": examples, "prompts": len(prompts), "baseline": config.baseline,
-            "reference": config.reference, "judge": judge.name if judge else None, "gold": gold.name if gold else None,
-            "temperature": config.sampling.temperature, "categories": sorted({p.category for p in prompts if p.category})}
+    examples = [
+        {**describe(prompts[i]), "answers": {n: {m: answers[n, m][i].text for m in modes} for n in config.models}}
+        for i in chosen
+    ]
+    return {
+        "models": tables,
+        "examples": examples,
+        "prompts": len(prompts),
+        "baseline": config.baseline,
+        "reference": config.reference,
+        "judge": judge.name if judge else None,
+        "gold": gold.name if gold else None,
+        "temperature": config.sampling.temperature,
+        "categories": sorted({p.category for p in prompts if p.category}),
+    }
 
 
-def measure(prompts: Sequence[Prompt], answers: Sequence[Completion], gold: Any, proxy: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def measure(
+    prompts: Sequence[Prompt], answers: Sequence[Completion], gold: Any, proxy: Any
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """A model's figures over the prompts, and its scores per prompt. `surprise`: -log-prob of a whole answer, whose
     mean over samples is the entropy per answer in nats."""
     columns: dict[str, list[float]] = {}
     figures: dict[str, Any] = {
-        "length": float(np.mean([len(c.ids) for c in answers])), "end_rate": float(np.mean([c.ended for c in answers])),
+        "length": float(np.mean([len(c.ids) for c in answers])),
+        "end_rate": float(np.mean([c.ended for c in answers])),
         "surprise": float(np.mean([-sum(c.logprobs) for c in answers])),
-        "distinct": len({c.text for c in answers}) / len(answers)}
+        "distinct": len({c.text for c in answers}) / len(answers),
+    }
     for name, scorer in (("gold", gold), ("score", proxy)):
         if scorer is None:
             continue
@@ -135,7 +166,9 @@ def measure(prompts: Sequence[Prompt], answers: Sequence[Completion], gold: Any,
     return figures, columns
 
 
-def win_share(judge: Any, prompts: Sequence[Prompt], answers: Sequence[Completion], baseline: Sequence[Completion]) -> list[float]:
+def win_share(
+    judge: Any, prompts: Sequence[Prompt], answers: Sequence[Completion], baseline: Sequence[Completion]
+) -> list[float]:
     """Per prompt, the probability that the answer beats the baseline's: both orders asked and averaged; where the
     judge abstains in either order, the prompt is left out. Ties count one half."""
     rows = list(zip(prompts, answers, baseline, strict=True))

@@ -22,7 +22,11 @@ JudgeSpec = str | dict[str, Any]
 
 def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
     """The judge that `spec` names. A callable that takes `seed` gets the stage's where the spec gives none."""
-    use, arguments = (spec.get("use", ""), {k: v for k, v in spec.items() if k != "use"}) if isinstance(spec, Mapping) else (spec, {})
+    use, arguments = (
+        (spec.get("use", ""), {k: v for k, v in spec.items() if k != "use"})
+        if isinstance(spec, Mapping)
+        else (spec, {})
+    )
     if not CALLABLE.match(use):
         return ScorerJudge(make_scorer(use, mesh))
     made = load_object(use)

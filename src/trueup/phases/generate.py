@@ -20,7 +20,7 @@ from trueup.records import write_jsonl
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
-WHAT = "samples answers from a model"
+WHAT = "samples answers: raters need several answers to one prompt to compare"
 VERSION = 1
 
 
@@ -49,29 +49,55 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     prompts = [p for p in found.records if len(chat.prompt_ids(p.messages)) <= config.max_prompt]
     run.say(f"{found.note()}; {len(found) - len(prompts)} over {config.max_prompt} tokens")
     prompts = prompts[: config.limit or None]
-    sampler = Sampler(load_policy(config.model, device=mesh.device), end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+    sampler = Sampler(
+        load_policy(config.model, device=mesh.device),
+        end_id=chat.end_id,
+        pad_id=chat.pad_id,
+        decode=chat.decode,
+        mesh=mesh,
+    )
     scorer = make_scorer(config.scorer, mesh) if config.scorer else None
 
     asked = [p for p in prompts for _ in range(config.n)]
     completions, scores = [], []
     for step in run.steps(-(-len(asked) // config.chunk)):
-        part = asked[step * config.chunk: (step + 1) * config.chunk]
+        part = asked[step * config.chunk : (step + 1) * config.chunk]
         index = list(range(step * config.chunk, step * config.chunk + len(part)))
-        answers = sampler.sample([chat.prompt_ids(p.messages) for p in part], config.sampling,
-                                 seed=config.seed, step=0, index=index)
+        answers = sampler.sample(
+            [chat.prompt_ids(p.messages) for p in part], config.sampling, seed=config.seed, step=0, index=index
+        )
         completions += answers
         scores += list(scorer.score(part, answers).value) if scorer else [None] * len(part)
     rows = []
     for i, prompt in enumerate(prompts):
-        answers = [
-            {"text": c.text, "stop": c.stop, "ids": list(c.ids), "logprobs": list(c.logprobs),
-             **({} if s is None else {"score": float(s)})}
-            for c, s in zip(completions[i * config.n: (i + 1) * config.n], scores[i * config.n: (i + 1) * config.n], strict=True)]
-        rows.append({"prompt": [dict(m) for m in prompt.messages], "category": prompt.category, "completions": answers})
+        listed = [
+            {
+                "text": c.text,
+                "stop": c.stop,
+                "ids": list(c.ids),
+                "logprobs": list(c.logprobs),
+                **({} if s is None else {"score": float(s)}),
+            }
+            for c, s in zip(
+                completions[i * config.n : (i + 1) * config.n], scores[i * config.n : (i + 1) * config.n], strict=True
+            )
+        ]
+        rows.append({"prompt": [dict(m) for m in prompt.messages], "category": prompt.category, "completions": listed})
     if mesh.is_main:
         write_jsonl(run.folder / "completions.jsonl", rows)
-        run.show(0, [{**describe(p), "completion": c.text, "stop": c.stop} for p, c in zip(asked[:50], completions, strict=False)])
+        run.show(
+            0,
+            [
+                {**describe(p), "completion": c.text, "stop": c.stop}
+                for p, c in zip(asked[:50], completions, strict=False)
+            ],
+        )
     mesh.barrier()
     ended = sum(c.ended for c in completions) / len(completions)
-    return {"prompts": len(prompts), "completions": len(completions), "too_long": len(found) - len(prompts),
-            "end_rate": ended, "length": sum(len(c.ids) for c in completions) / len(completions)}
+    return {
+        "prompts": len(prompts),
+        "completions": len(completions),
+        "too_long": len(found) - len(prompts),
+        "end_rate": ended,
+        "length": sum(len(c.ids) for c in completions) / len(completions),
+    }

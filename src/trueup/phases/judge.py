@@ -21,7 +21,7 @@ from trueup.records import Comparison, Completion, Prompt, UserError, Verdict, w
 from trueup.run import Run, read_lines
 from trueup.scorers import Spec, make_scorer
 
-WHAT = "asks raters which of two answers is better, as comparisons to learn from"
+WHAT = "asks raters which of two answers is better: people compare more easily than they write"
 VERSION = 1
 
 
@@ -62,13 +62,31 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     rows = [as_row(c, v, g) for (c, v), g in zip(kept, values, strict=True)]
     if mesh.is_main:
         write_jsonl(run.folder / "comparisons.jsonl", rows)
-        run.show(0, [{"prompt": r["prompt"][-1]["content"], "category": r["category"], "completion": r[side], "side": side,
-                      "pair": i, "rater": r["rater"]} for i, r in enumerate(rows[:25]) for side in ("chosen", "rejected")])
+        run.show(
+            0,
+            [
+                {
+                    "prompt": r["prompt"][-1]["content"],
+                    "category": r["category"],
+                    "completion": r[side],
+                    "side": side,
+                    "pair": i,
+                    "rater": r["rater"],
+                }
+                for i, r in enumerate(rows[:25])
+                for side in ("chosen", "rejected")
+            ],
+        )
     mesh.barrier()
     why = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
     run.say(f"{len(rows)} comparisons by {judge.name}; dropped: {why}")
-    results: dict[str, Any] = {"comparisons": len(rows), "asked": len(comparisons), "asked_twice": len(second),
-                               "dropped": dict(dropped), "judge": judge.name}
+    results: dict[str, Any] = {
+        "comparisons": len(rows),
+        "asked": len(comparisons),
+        "asked_twice": len(second),
+        "dropped": dict(dropped),
+        "judge": judge.name,
+    }
     if gold:
         margins = np.array([r["gold_margin"] for r in rows])
         results["label_accuracy"] = float(np.mean(margins[margins != 0] > 0))
@@ -100,9 +118,15 @@ def as_row(comparison: Comparison, verdict: Verdict, gold: np.ndarray | None) ->
     swap = verdict.p < 0.5
     chosen, rejected = (second, first) if swap else (first, second)
     row = {
-        "prompt": [dict(m) for m in comparison.prompt.messages], "chosen": chosen.text, "rejected": rejected.text,
-        "label": 1 - verdict.p if swap else verdict.p, "rater": verdict.rater, "category": comparison.prompt.category,
-        "chosen_ended": chosen.ended, "rejected_ended": rejected.ended}
+        "prompt": [dict(m) for m in comparison.prompt.messages],
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "label": 1 - verdict.p if swap else verdict.p,
+        "rater": verdict.rater,
+        "category": comparison.prompt.category,
+        "chosen_ended": chosen.ended,
+        "rejected_ended": rejected.ended,
+    }
     if gold is not None:
         row["gold_margin"] = float(gold[1] - gold[0] if swap else gold[0] - gold[1])
     return row

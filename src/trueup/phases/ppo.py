@@ -25,9 +25,9 @@ from trueup.data.batches import Batch, Order, completion_batch
 from trueup.data.chat import Chat, describe
 from trueup.data.readers import read_prompts, split_by_prompt
 from trueup.engine.fit import Precision, load_state, state_writer
-from trueup.engine.frozen import forward
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
+from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.math import (
     AdaptiveKL,
@@ -50,7 +50,7 @@ from trueup.run import Best, Run, peak_memory
 from trueup.scorers import Spec, make_scorer
 from trueup.scorers.reward_model import RewardModel
 
-WHAT = "moves the policy towards what the reward model likes, held near its start by a KL penalty"
+WHAT = "moves the policy towards higher scores, held near its start by a KL penalty: far away the score means nothing"
 VERSION = 1
 
 
@@ -112,6 +112,8 @@ class PPOConfig(Config):
     save_every: int = display(10, gt=0)
     show: int = display(3, ge=0)
     """Samples written a step."""
+    say_every: int = display(10, gt=0)
+    """Steps between two samples shown on the terminal."""
 
 
 @dataclass
@@ -159,8 +161,10 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         raise UserError(f"{config.prompts}: every prompt has more than {config.max_prompt} tokens (max_prompt)")
 
     players = gather_players(config, mesh, chat)
-    kl = AdaptiveKL(config.kl_coef, *(
-        (config.adaptive_kl.target, config.adaptive_kl.horizon) if config.adaptive_kl else (1.0, float("inf"))))
+    kl = AdaptiveKL(
+        config.kl_coef,
+        *((config.adaptive_kl.target, config.adaptive_kl.horizon) if config.adaptive_kl else (1.0, float("inf"))),
+    )
     model = players.policy.net.model
     save = partial(save_model, model, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id)
     best = Best(run, patience=config.patience)
@@ -185,10 +189,14 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             metrics["validation"] = validate(config, players, held, kl.value)
             best.offer(step, -metrics["validation"], save)
         run.log(step, **metrics)
-        run.show(step, samples(rollout, step, config.show, metrics["kl_coef"]))
+        rows = samples(rollout, config.show, metrics["kl_coef"])
+        run.show(step, rows)
+        if rows and step % config.say_every == 0:
+            run.say("{prompt!r} -> {completion!r}  score {score:.2f}  KL {kl:.2f}  total {total:.2f}".format(**rows[0]))
         if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-            run.checkpoint(step + 1, state_writer(
-                learners, best=best.state(), missing_eos_score=players.missing_eos_score))
+            run.checkpoint(
+                step + 1, state_writer(learners, best=best.state(), missing_eos_score=players.missing_eos_score)
+            )
         if best.stop:
             run.say(f"stopped early: nothing better on held-out prompts since step {best.step}")
             break
@@ -196,11 +204,24 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if best.step is not None:
         load_weights(model, run.folder / "best")
     run.write("final", partial(save_checked, model, chat=chat))
-    run.write("critic", partial(save_checked, players.critic.net.model, chat=chat,
-                                extra_config={"trueup": {"score_mean": float(players.critic.net.mean), "score_std": float(players.critic.net.std)}}))
+    run.write(
+        "critic",
+        partial(
+            save_checked,
+            players.critic.net.model,
+            chat=chat,
+            extra_config={
+                "trueup": {"score_mean": float(players.critic.net.mean), "score_std": float(players.critic.net.std)}
+            },
+        ),
+    )
     last = run.metrics()[-1] if mesh.is_main else {}
-    return {"steps": step + 1, "best_step": best.step, "missing_eos_score": players.missing_eos_score,
-            **{k: last.get(k) for k in ("score", "audit", "kl", "length", "end_rate", "entropy")}}
+    return {
+        "steps": step + 1,
+        "best_step": best.step,
+        "missing_eos_score": players.missing_eos_score,
+        **{k: last.get(k) for k in ("score", "audit", "kl", "length", "end_rate", "entropy")},
+    }
 
 
 def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
@@ -217,13 +238,20 @@ def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
     else:  # another tokenizer, or no reward model at all: the policy's start with a fresh head
         critic = Net(load_scalar(config.model, seed=config.seed, device=mesh.device).model, "critic")
     return Players(
-        chat, Learner(policy, config.optim, mesh, steps=updates, precision=config.precision),
+        chat,
+        Learner(policy, config.optim, mesh, steps=updates, precision=config.precision),
         Learner(critic, config.critic_optim, mesh, steps=updates, precision=config.precision),
-        reference, Sampler(policy.model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh),
-        scorer, make_scorer(config.audit, mesh) if config.audit else None, mesh)
+        reference,
+        Sampler(policy.model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh),
+        scorer,
+        make_scorer(config.audit, mesh) if config.audit else None,
+        mesh,
+    )
 
 
-def generate(config: PPOConfig, players: Players, prompts: Sequence[Prompt], step: int) -> tuple[list[list[int]], list[Completion]]:
+def generate(
+    config: PPOConfig, players: Players, prompts: Sequence[Prompt], step: int
+) -> tuple[list[list[int]], list[Completion]]:
     ids = [players.chat.prompt_ids(p.messages) for p in prompts]
     return ids, players.sampler.sample(ids, config.sampling, seed=config.seed, step=step)
 
@@ -244,8 +272,8 @@ def make_rollout(config: PPOConfig, players: Players, prompts: list[Prompt], ste
     clock = Clock()
     ids, completions = generate(config, players, prompts, step)
     clock.mark("generate")
-    scores = players.scorer.score(prompts, completions).value.astype(np.float32)
-    scores = torch.from_numpy(np.where([c.ended for c in completions], scores, np.float32(players.missing_eos_score)))
+    raw = players.scorer.score(prompts, completions).value.astype(np.float32)
+    scores = torch.from_numpy(np.where([c.ended for c in completions], raw, np.float32(players.missing_eos_score)))
     audit = players.audit.score(prompts, completions).value if players.audit else None
     clock.mark("score")
 
@@ -263,7 +291,7 @@ def make_rollout(config: PPOConfig, players: Players, prompts: list[Prompt], ste
     batch["advantages"] = whiten(advantages, mask)
     sampled = torch.zeros(mask.shape)
     for row, prompt, completion in zip(sampled, ids, completions, strict=True):
-        row[len(prompt): len(prompt) + len(completion.ids)] = torch.tensor(completion.logprobs)
+        row[len(prompt) : len(prompt) + len(completion.ids)] = torch.tensor(completion.logprobs)
     k3 = kl_estimate(batch["old_logprobs"], ref_logprobs, kind="k3")
     return Rollout(prompts, completions, scores, audit, k1, k3, rewards, sampled, batch, clock.seconds)
 
@@ -282,7 +310,12 @@ def policy_loss(outputs: Batch, batch: Batch, *, clip: float, entropy_coef: floa
 
 
 def value_loss(outputs: Batch, batch: Batch, *, clip: float | None) -> Losses:
-    return {"value_loss": (ppo_value_loss(outputs["values"], batch["old_values"], batch["returns"], clip=clip), batch["mask"])}
+    return {
+        "value_loss": (
+            ppo_value_loss(outputs["values"], batch["old_values"], batch["returns"], clip=clip),
+            batch["mask"],
+        )
+    }
 
 
 def update(config: PPOConfig, players: Players, rollout: Rollout, step: int) -> dict[str, float]:
@@ -292,7 +325,9 @@ def update(config: PPOConfig, players: Players, rollout: Rollout, step: int) -> 
     policy_fn = partial(policy_loss, clip=config.clip, entropy_coef=config.entropy_coef)
     value_fn = partial(value_loss, clip=config.clip_value)
     rng = np.random.default_rng([config.seed, step, 1])
-    for epoch in range(config.epochs):
+    epochs = 0
+    while epochs < config.epochs:
+        epochs += 1
         moved: list[float] = []
         for rows in np.split(rng.permutation(config.batch), config.minibatches):
             part = {name: tensor[torch.from_numpy(rows)] for name, tensor in rollout.batch.items()}
@@ -307,15 +342,22 @@ def update(config: PPOConfig, players: Players, rollout: Rollout, step: int) -> 
             break
     clock.mark("update")
     means = {name: float(np.mean(values)) for name, values in figures.items()}
-    return {**means, "epochs": epoch + 1, **{f"seconds_{k}": v for k, v in {**rollout.seconds, **clock.seconds}.items()}}
+    return {
+        **means,
+        "epochs": epochs,
+        **{f"seconds_{k}": v for k, v in {**rollout.seconds, **clock.seconds}.items()},
+    }
 
 
 def describe_rollout(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     """The figures of a step, before its update. KL in nats per completion."""
     mask, batch = rollout.batch["mask"], rollout.batch
     out = {
-        "score": float(rollout.scores.mean()), "score_std": float(rollout.scores.std()),
-        "kl": float(rollout.k1.sum(1).mean()), "kl_k3": float(rollout.k3.sum(1).mean()), "kl_coef": kl_coef,
+        "score": float(rollout.scores.mean()),
+        "score_std": float(rollout.scores.std()),
+        "kl": float(rollout.k1.sum(1).mean()),
+        "kl_k3": float(rollout.k3.sum(1).mean()),
+        "kl_coef": kl_coef,
         "reward": float(rollout.rewards.sum(1).mean()),
         "value": float(masked_mean(batch["old_values"], mask)),
         "explained_variance": float(explained_variance(batch["old_values"], batch["returns"], mask)),
@@ -334,14 +376,22 @@ def describe_rollout(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     return out
 
 
-def samples(rollout: Rollout, step: int, count: int, kl_coef: float) -> list[dict[str, Any]]:
+def samples(rollout: Rollout, count: int, kl_coef: float) -> list[dict[str, Any]]:
     """A few of the step's completions with score, KL and total."""
     rows = []
     for i in range(min(count, len(rollout.completions))):
         completion, kl = rollout.completions[i], float(rollout.k1[i].sum())
-        rows.append({**describe(rollout.prompts[i]), "completion": completion.text, "stop": completion.stop,
-                     "score": float(rollout.scores[i]), "kl": kl, "total": float(rollout.scores[i]) - kl_coef * kl,
-                     **({"audit": float(rollout.audit[i])} if rollout.audit is not None else {})})
+        rows.append(
+            {
+                **describe(rollout.prompts[i]),
+                "completion": completion.text,
+                "stop": completion.stop,
+                "score": float(rollout.scores[i]),
+                "kl": kl,
+                "total": float(rollout.scores[i]) - kl_coef * kl,
+                **({"audit": float(rollout.audit[i])} if rollout.audit is not None else {}),
+            }
+        )
     return rows
 
 
@@ -368,16 +418,22 @@ def self_check(config: PPOConfig, run: Run, players: Players, rollout: Rollout, 
     placed[torch.arange(len(last)), last] = rollout.scores.to(placed)
     ended = torch.tensor([c.stop == "eos" for c in rollout.completions])
     at_end = batch["ids"][torch.arange(len(last)), last] == players.chat.end_id
-    checks = [(f"sampler and training path agree: |ratio - 1| = {ratio:.1e} (limit {limit:.0e})", ratio <= limit),
-              ("the score sits on the last token, which is the end token where there is one",
-               torch.allclose(score_part, placed, atol=1e-4) and bool((at_end == ended).all()))]
+    checks = [
+        (f"sampler and training path agree: |ratio - 1| = {ratio:.1e} (limit {limit:.0e})", ratio <= limit),
+        (
+            "the score sits on the last token, which is the end token where there is one",
+            torch.allclose(score_part, placed, atol=1e-4) and bool((at_end == ended).all()),
+        ),
+    ]
     if config.reference in (None, config.model):
         kl = float(rollout.k1.abs().max())
-        checks.append((f"KL to the reference is {kl:.1e} at the start", kl <= (1e-6 if config.precision == "fp32" else limit)))
+        checks.append(
+            (f"KL to the reference is {kl:.1e} at the start", kl <= (1e-6 if config.precision == "fp32" else limit))
+        )
     for text, good in checks:
         run.say(("self-check: " if good else "SELF-CHECK FAILED: ") + text)
     rate = float(np.mean([c.ended for c in rollout.completions]))
-    run.say(f"self-check: {rate:.0%} of the completions end by themselves; peak memory so far {peak_memory() / 2**20:.0f} MB")
+    run.say(f"self-check: {rate:.0%} of the completions end by themselves; peak memory {peak_memory() / 2**20:.0f} MB")
     if not all(good for _, good in checks):
         raise CheckFailed("the self-check at step 0 failed: " + "; ".join(text for text, good in checks if not good))
 
@@ -392,5 +448,3 @@ class Clock:
     def mark(self, name: str) -> None:
         now = time.monotonic()
         self.seconds[name], self._last = now - self._last, now
-
-

@@ -25,9 +25,9 @@ from trueup.data.batches import Batch, pair_batch, rectangle
 from trueup.data.chat import Chat, describe
 from trueup.data.readers import read_preferences, select_by_prompt, split_by_prompt
 from trueup.engine.fit import Training, fit
-from trueup.engine.frozen import forward
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
+from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.math import bradley_terry_loss, center_penalty, expected_calibration_error
 from trueup.models.load import load_policy, load_scalar, save_model
@@ -36,7 +36,7 @@ from trueup.models.roles import is_policy, load_weights, save_checked
 from trueup.records import Preference, UserError
 from trueup.run import Run
 
-WHAT = "learns from comparisons a score that stands in for what people want"
+WHAT = "learns a score from the comparisons: PPO needs a number for every answer, and raters cannot give them all"
 VERSION = 1
 
 
@@ -88,7 +88,10 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     parts = split_by_prompt(records, config.held_out, lambda p: p.prompt)
     rows, valid = ([p for p in map(partial(encode, chat), part) if longest(p) <= config.max_length] for part in parts)
     dropped = len(records) - len(rows) - len(valid)
-    run.say(f"{found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens")
+    run.say(
+        f"{found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, "
+        f"{len(valid)} held out, {dropped} over {config.max_length} tokens"
+    )
     if not rows:
         raise UserError(f"{config.data}: every pair has a row with more than {config.max_length} tokens (max_length)")
 
@@ -96,10 +99,18 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     net = Net(model, "reward")
     save = partial(save_model, model, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id)
     results = fit(
-        run, net, mesh, config.train, rows, seed=config.seed, make_batch=partial(batch_of, pad_id=chat.pad_id),
+        run,
+        net,
+        mesh,
+        config.train,
+        rows,
+        seed=config.seed,
+        make_batch=partial(batch_of, pad_id=chat.pad_id),
         loss_fn=partial(pair_loss, center=config.center),
         validate=partial(validate, valid, chat.pad_id) if valid else None,
-        save=save, load=partial(load_weights, model))
+        save=save,
+        load=partial(load_weights, model),
+    )
 
     normalization = normalize(config, net, mesh, chat, rows)
     run.write("final", partial(save_checked, model, chat=chat, extra_config={"trueup": normalization}))
@@ -108,8 +119,10 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         scores = pair_scores(net, mesh, valid, chat.pad_id)
         report = evaluate(valid, scores, normalization["score_std"], records)
         show(run, valid[: config.samples], scores, normalization, results["steps"])
-        run.say(f"held-out accuracy {report['accuracy']:.3f}; longer wins {report['longer_wins']:.3f}"
-                + (f"; ceiling set by the raters' noise {report['ceiling']:.3f}" if report["ceiling"] else ""))
+        run.say(
+            f"held-out accuracy {report['accuracy']:.3f}; longer wins {report['longer_wins']:.3f}"
+            + (f"; ceiling set by the raters' noise {report['ceiling']:.3f}" if report["ceiling"] else "")
+        )
     return {**results, "dropped": dict(found.dropped), "too_long": dropped, "normalization": normalization, **report}
 
 
@@ -140,8 +153,10 @@ def validate(pairs: list[Pair], pad_id: int, learner: Learner) -> dict[str, floa
     batch = batch_of(pairs, pad_id)
     chosen, rejected = learner.forward(batch)["scores"].float().cpu().unbind(1)
     losses = bradley_terry_loss(chosen, rejected, margin=batch["margin"], label=batch["label"])
-    return {"validation_loss": float((losses * batch["weight"]).sum() / batch["weight"].sum()),
-            "accuracy": right(chosen - rejected, batch["label"])}
+    return {
+        "validation_loss": float((losses * batch["weight"]).sum() / batch["weight"].sum()),
+        "accuracy": right(chosen - rejected, batch["label"]),
+    }
 
 
 def right(gap: torch.Tensor, label: torch.Tensor) -> float:
@@ -156,7 +171,13 @@ def normalize(config: RewardConfig, net: Net, mesh: Mesh, chat: Chat, pairs: Seq
     if not prompts:
         return {"score_mean": 0.0, "score_std": 1.0, "n": 0}
     if is_policy(config.model):
-        sampler = Sampler(load_policy(config.model, device=mesh.device), end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+        sampler = Sampler(
+            load_policy(config.model, device=mesh.device),
+            end_id=chat.end_id,
+            pad_id=chat.pad_id,
+            decode=chat.decode,
+            mesh=mesh,
+        )
         wanted = [prompts[i % len(prompts)] for i in range(config.normalize_samples)]
         ids = [chat.prompt_ids(p.messages) for p in wanted]
         answers = sampler.sample(ids, config.sampling, seed=config.seed, step=0)
@@ -171,7 +192,9 @@ def normalize(config: RewardConfig, net: Net, mesh: Mesh, chat: Chat, pairs: Seq
 # what the held-out pairs say of it
 
 
-def evaluate(pairs: Sequence[Pair], scores: torch.Tensor, std: float, everything: Sequence[Preference]) -> dict[str, Any]:
+def evaluate(
+    pairs: Sequence[Pair], scores: torch.Tensor, std: float, everything: Sequence[Preference]
+) -> dict[str, Any]:
     """Accuracy whole, by category and by margin; calibration; the baseline and the ceiling it lies between."""
     gap = scores[:, 0] - scores[:, 1]
     label = torch.tensor([p.preference.label for p in pairs], dtype=torch.float64)
@@ -184,19 +207,32 @@ def evaluate(pairs: Sequence[Pair], scores: torch.Tensor, std: float, everything
         groups[pair.preference.prompt.category or "all"].append(i)
     agreement = rater_agreement(everything)
     return {
-        "accuracy": right(gap, label), "longer_wins": right(longer, label),
-        "agreement": agreement, "ceiling": ceiling(agreement), "pairs": len(pairs),
-        "calibration_error": ece, "reliability": table,
+        "accuracy": right(gap, label),
+        "longer_wins": right(longer, label),
+        "agreement": agreement,
+        "ceiling": ceiling(agreement),
+        "pairs": len(pairs),
+        "calibration_error": ece,
+        "reliability": table,
         "by_category": {c: {"accuracy": right(gap[i], label[i]), "pairs": len(i)} for c, i in sorted(groups.items())},
-        "by_margin": by_margin(gap / std, label), "clean": clean_accuracy(pairs, gap),
+        "by_margin": by_margin(gap / std, label),
+        "clean": clean_accuracy(pairs, gap),
     }
 
 
 def by_margin(gap: torch.Tensor, label: torch.Tensor, bins: int = 5) -> list[dict[str, float]]:
     """Accuracy by the size of the predicted margin, in s.d. of the SFT samples' scores; equal counts a bin."""
     parts = gap.abs().argsort().chunk(bins)
-    return [{"from": float(gap[p].abs().min()), "to": float(gap[p].abs().max()), "accuracy": right(gap[p], label[p]),
-             "pairs": len(p)} for p in parts if len(p)]
+    return [
+        {
+            "from": float(gap[p].abs().min()),
+            "to": float(gap[p].abs().max()),
+            "accuracy": right(gap[p], label[p]),
+            "pairs": len(p),
+        }
+        for p in parts
+        if len(p)
+    ]
 
 
 def clean_accuracy(pairs: Sequence[Pair], gap: torch.Tensor, clear: float = 0.4) -> dict[str, float] | None:
@@ -207,8 +243,13 @@ def clean_accuracy(pairs: Sequence[Pair], gap: torch.Tensor, clear: float = 0.4)
         return None
     far = gold.abs() > clear
     agree = gap * gold > 0
-    return {"accuracy": float(agree[known].double().mean()), "pairs": int(known.sum()), "clear_margin": clear,
-            "clear_accuracy": float(agree[far].double().mean()) if bool(far.any()) else math.nan, "clear_pairs": int(far.sum())}
+    return {
+        "accuracy": float(agree[known].double().mean()),
+        "pairs": int(known.sum()),
+        "clear_margin": clear,
+        "clear_accuracy": float(agree[far].double().mean()) if bool(far.any()) else math.nan,
+        "clear_pairs": int(far.sum()),
+    }
 
 
 def rater_agreement(preferences: Sequence[Preference]) -> float | None:
@@ -218,7 +259,7 @@ def rater_agreement(preferences: Sequence[Preference]) -> float | None:
         if p.label != 0.5:
             winner = p.chosen.text if p.label > 0.5 else p.rejected.text
             votes[p.prompt.id, frozenset((p.chosen.text, p.rejected.text))].append((p.rater, winner))
-    same = [a[1] == b[1] for v in votes.values() for i, a in enumerate(v) for b in v[i + 1:] if a[0] != b[0]]
+    same = [a[1] == b[1] for v in votes.values() for i, a in enumerate(v) for b in v[i + 1 :] if a[0] != b[0]]
     return float(np.mean(same)) if same else None
 
 
@@ -228,11 +269,22 @@ def ceiling(agreement: float | None) -> float | None:
     return None if agreement is None else (1 + math.sqrt(max(2 * agreement - 1, 0.0))) / 2
 
 
-def show(run: Run, pairs: Sequence[Pair], scores: torch.Tensor, normalization: dict[str, float],
-         step: int) -> None:
+def show(run: Run, pairs: Sequence[Pair], scores: torch.Tensor, normalization: dict[str, float], step: int) -> None:
     mean, std = normalization["score_mean"], normalization["score_std"]
     for i, pair in enumerate(pairs):
         p = pair.preference
         sides = ((p.chosen, "chosen"), (p.rejected, "rejected"))
-        run.show(step, [{**describe(p.prompt), "completion": c.text, "stop": c.stop, "side": side, "pair": i,
-                      "score": (float(scores[i, j]) - mean) / std} for j, (c, side) in enumerate(sides)])
+        run.show(
+            step,
+            [
+                {
+                    **describe(p.prompt),
+                    "completion": c.text,
+                    "stop": c.stop,
+                    "side": side,
+                    "pair": i,
+                    "score": (float(scores[i, j]) - mean) / std,
+                }
+                for j, (c, side) in enumerate(sides)
+            ],
+        )

@@ -17,7 +17,7 @@ from trueup.records import Completion, Prompt, UserError, write_jsonl
 from trueup.run import Run, read_lines
 from trueup.scorers import Spec, make_scorer
 
-WHAT = "gives every answer a scorer's number"
+WHAT = "gives every answer its score"
 VERSION = 1
 
 
@@ -34,8 +34,11 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if not Path(config.completions).is_file():
         raise UserError(f"{config.completions}: no such file")
     rows = read_lines(Path(config.completions))
-    flat = [(Prompt(tuple(row["prompt"]), {"category": row.get("category")}), answer)
-            for row in rows for answer in row["completions"]]
+    flat = [
+        (Prompt(tuple(row["prompt"]), {"category": row.get("category")}), answer)
+        for row in rows
+        for answer in row["completions"]
+    ]
     if not flat:
         raise UserError(f"{config.completions}: holds no completions")
     scorer = make_scorer(config.scorer, mesh)
@@ -50,5 +53,9 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     mesh.barrier()
     value = scores.value
     run.say(f"{len(value)} completions scored by {scorer.name}: mean {value.mean():.3f}, s.d. {value.std():.3f}")
-    return {"completions": len(value), "score": float(value.mean()), "score_std": float(np.std(value)),
-            "parts": {k: float(v.mean()) for k, v in scores.parts.items()}}
+    return {
+        "completions": len(value),
+        "score": float(value.mean()),
+        "score_std": float(np.std(value)),
+        "parts": {k: float(v.mean()) for k, v in scores.parts.items()},
+    }

@@ -26,7 +26,7 @@ from trueup.models.roles import load_weights, save_checked
 from trueup.records import Demonstration, UserError
 from trueup.run import Run
 
-WHAT = "teaches the base model to answer and to stop, by imitating demonstrations"
+WHAT = "imitates demonstrations: a base model only goes on with text, it must learn to answer and to stop"
 VERSION = 1
 
 
@@ -60,21 +60,34 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     train, held = split_by_prompt(found.records, config.held_out, lambda d: d.prompt)
     rows, valid = (encode_all(chat, part, config.max_length) for part in (train, held))
     dropped = len(train) + len(held) - len(rows) - len(valid)
-    run.say(f"{found.note()}; {len(rows)} to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens"
-            + (f", {chat.last_turn_only} with only their last turn" if chat.last_turn_only else ""))
+    run.say(
+        f"{found.note()}; {len(rows)} to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens"
+        + (f", {chat.last_turn_only} with only their last turn" if chat.last_turn_only else "")
+    )
     if not rows:
         raise UserError(f"{config.data}: every row has more than {config.max_length} tokens (max_length)")
 
     model = load_policy(config.model, device=mesh.device)
     results = fit(
-        run, Net(model, "policy"), mesh, config.train, rows, seed=config.seed, loss_fn=sft_loss,
+        run,
+        Net(model, "policy"),
+        mesh,
+        config.train,
+        rows,
+        seed=config.seed,
+        loss_fn=sft_loss,
         make_batch=partial(text_batch, pad_id=chat.pad_id),
         validate=partial(validate, valid, chat) if valid else None,
         save=partial(save_model, model, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id),
-        load=partial(load_weights, model))
+        load=partial(load_weights, model),
+    )
     run.write("final", partial(save_checked, model, chat=chat))
-    return {**results, "dropped": dict(found.dropped), "too_long": dropped, 
-            **sample(config, run, mesh, model, chat, held or train, results["steps"])}
+    return {
+        **results,
+        "dropped": dict(found.dropped),
+        "too_long": dropped,
+        **sample(config, run, mesh, model, chat, held or train, results["steps"]),
+    }
 
 
 def encode_all(chat: Chat, demonstrations: list[Demonstration], longest: int) -> list[Encoded]:
@@ -89,18 +102,19 @@ def validate(rows: list[Encoded], chat: Chat, learner: Learner) -> dict[str, flo
     return {"validation_loss": -total / int(batch["mask"].sum())}
 
 
-def sample(config: SFTConfig, run: Run, mesh: Mesh, model: Any, chat: Chat,
-           held: list[Demonstration], step: int) -> dict[str, Any]:
+def sample(
+    config: SFTConfig, run: Run, mesh: Mesh, model: Any, chat: Chat, held: list[Demonstration], step: int
+) -> dict[str, Any]:
     """Answers to held-out prompts: does it stop, how long are they, and what do they look like?"""
     prompts = list({d.prompt: None for d in held})[: config.samples]
     if not prompts:
         return {}
     sampler = Sampler(model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
     answers = sampler.sample([chat.prompt_ids(p.messages) for p in prompts], config.sampling, seed=config.seed, step=0)
-    run.show(step, [{**describe(p), "completion": a.text, "stop": a.stop} for p, a in zip(prompts, answers, strict=True)])
+    run.show(
+        step, [{**describe(p), "completion": a.text, "stop": a.stop} for p, a in zip(prompts, answers, strict=True)]
+    )
     ended = sum(a.ended for a in answers) / len(answers)
     length = sum(len(a.ids) for a in answers) / len(answers)
     run.say(f"held-out samples: {ended:.0%} end by themselves, {length:.0f} tokens on average")
     return {"end_rate": ended, "length": length}
-
-

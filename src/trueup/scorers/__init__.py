@@ -55,8 +55,11 @@ def load_object(spec: str) -> Any:
 def from_callable(spec: str) -> Scorer:
     """A function of (prompts, completions) as a scorer, or the Scorer that a function without arguments returns."""
     function = load_object(spec)
-    required = [p for p in inspect.signature(function).parameters.values()
-                if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if required:
         return Callable_(spec, function)
     scorer = function()
@@ -68,7 +71,9 @@ def from_callable(spec: str) -> Scorer:
 class Callable_:
     """A Python function of (prompts, completions) -> B numbers."""
 
-    def __init__(self, name: str, function: Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float]]) -> None:
+    def __init__(
+        self, name: str, function: Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float]]
+    ) -> None:
         self.name, self.function = name, function
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:

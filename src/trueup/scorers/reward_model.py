@@ -8,8 +8,8 @@ import numpy as np
 
 from trueup.data.batches import rectangle
 from trueup.data.chat import Chat
-from trueup.engine.frozen import forward
 from trueup.engine.mesh import Mesh
+from trueup.engine.rows import forward
 from trueup.models.net import Net
 from trueup.models.roles import load_reward
 from trueup.records import Completion, Prompt, Scores
@@ -25,8 +25,10 @@ class RewardModel:
         self.net: Net = load_reward(folder, device=mesh.device)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
-        rows = [self.chat.prompt_ids(p.messages) + self.chat.reply_ids(c.text, c.ended)
-                for p, c in zip(prompts, completions, strict=True)]
+        rows = [
+            self.chat.prompt_ids(p.messages) + self.chat.reply_ids(c.text, c.ended)
+            for p, c in zip(prompts, completions, strict=True)
+        ]
         ids, lengths = rectangle(rows, self.chat.pad_id)
         scores = forward(self.net, {"ids": ids, "lengths": lengths}, self.mesh)["scores"]
         return Scores(np.asarray(scores.double().cpu()))

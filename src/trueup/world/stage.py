@@ -15,7 +15,7 @@ from trueup.config import Config
 from trueup.engine.mesh import Mesh
 from trueup.run import Run
 
-WHAT = "writes the built-in world's base model, demonstrations and prompts as ordinary files"
+WHAT = "writes the built-in world's model, demonstrations and prompts as files: the same door as your own data"
 VERSION = 1
 
 
@@ -45,7 +45,13 @@ def run_phase(config: WorldConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     rows = {}
     if mesh.is_main:
         run.write("base", lambda folder: shutil.copytree(base_path(), folder, dirs_exist_ok=True))
-        rows = export(run.folder, demos=config.demonstrations, per_split=config.prompts, heldout=config.heldout,
-                      seed=config.seed, world=config.world)
+        rows = export(
+            run.folder,
+            demos=config.demonstrations,
+            per_split=config.prompts,
+            heldout=config.heldout,
+            seed=config.seed,
+            world=config.world,
+        )
     mesh.barrier()
     return {"rows": rows, "hash": config.hash}

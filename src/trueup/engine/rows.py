@@ -1,4 +1,4 @@
-"""Networks that only answer: reference, reward model, and the exact KL of two policies, sharded like a learner's."""
+"""Rows shared out over processes and micro-batches: for learners, and for networks that only answer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ def forward(net: Net, batch: Batch, mesh: Mesh, *, micro_tokens: int = MICRO_TOK
 def exact_kl(policy: Net, reference: Net, batch: Batch, mesh: Mesh, *, micro_tokens: int = MICRO_TOKENS) -> Tensor:
     """KL(policy || reference) over the vocabulary at every counted token, nats [B, L]; zero outside the mask."""
     like = {"kl": torch.zeros_like(batch["ids"], dtype=torch.float32)}
-    return by_rows(lambda part: {"kl": exact_kl_per_token(policy, reference, part)}, like, batch, mesh, micro_tokens)["kl"]
+    return by_rows(lambda part: {"kl": exact_kl_per_token(policy, reference, part)}, like, batch, mesh, micro_tokens)[
+        "kl"
+    ]
 
 
-def by_rows(fn: Callable[[Batch], dict[str, Tensor]], like: dict[str, Tensor], batch: Batch, mesh: Mesh,
-            micro_tokens: int) -> dict[str, Tensor]:
+def by_rows(
+    fn: Callable[[Batch], dict[str, Tensor]], like: dict[str, Tensor], batch: Batch, mesh: Mesh, micro_tokens: int
+) -> dict[str, Tensor]:
     """`fn` over this rank's rows in micro-batches, gathered from all ranks; `like` has the outputs' shapes."""
     batch = {name: value.to(mesh.device) for name, value in batch.items()}
     shares, parts = split(batch, mesh, micro_tokens)
