@@ -430,6 +430,7 @@ def evaluate(rng: Any, path: Any, gold: bool, hostile: bool, steps: int, prompts
     }
     config = {
         "models": {"base": "base", "sft": f"{path.get('sft', 'sft')}/final", "ppo": f"{path.get('ppo', 'ppo')}/final"},
+        "prompts": "heldout.jsonl",
         "gold": GOLD if gold else None,
         "proxy": f"{path.get('reward', 'reward')}/final",
         "judge": None if gold else judge,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.report.make_run import EVIL_CATEGORY, HOSTILE, STAGES, make_run, write
+from tests.report.make_run import EVIL_CATEGORY, GOLD, HOSTILE, STAGES, make_run, write
 from trueup.records import UserError
 from trueup.report import chart_svg, write_report
 from trueup.report.figures import bracket, duration, num, paired_gain, percent, running_mean, wilson
@@ -88,6 +88,13 @@ def plain(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def plain_page(plain) -> Page:
     return page(plain)
+
+
+def change(folder: Path, stage: str, **keys) -> None:
+    path = next(folder.glob(f"{stage}-*/config.json"))
+    config = json.loads(path.read_text())
+    config["config"] |= keys
+    write(path, config)
 
 
 # texts are texts
@@ -233,21 +240,30 @@ def test_without_gold_it_names_the_judge_and_says_it_is_not_the_proxy(tmp_path):
 
 def test_a_judge_that_was_optimized_is_warned_of(tmp_path):
     folder = make_run(tmp_path / "own", gold=False, hostile=False)
-    path = next(folder.glob("ppo-*/config.json"))
-    config = json.loads(path.read_text())
-    config["config"]["scorer"] = config["config"]["audit"]  # PPO optimized the judge
-    write(path, config)
+    judge = next(folder.glob("judge-*")) / "final"
+    change(folder, "ppo", scorer=str(judge))
     found = headline(read_run(folder))
     assert any("come from what PPO optimized" in w for w in found.warnings)
+
+
+def test_prompts_that_were_trained_on_are_not_called_held_out(tmp_path):
+    folder = make_run(tmp_path / "x", hostile=False)
+    assert "on 140 held-out prompts" in headline(read_run(folder)).claim
+    change(folder, "evaluate", prompts="prompts.jsonl")
+    assert "on 140 prompts (not held out: training used this file)" in headline(read_run(folder)).claim
+
+
+def test_a_gold_score_that_gave_the_labels_is_said(tmp_path):
+    folder = make_run(tmp_path / "x", hostile=False)
+    assert "which PPO never optimized." in headline(read_run(folder)).points[0]
+    change(folder, "comparisons", judge={"use": GOLD})
+    assert "it also gave the labels of stage “comparisons”" in headline(read_run(folder)).points[0]
 
 
 def test_parts_of_the_data_without_a_common_prompt_are_said(tmp_path):
     folder = make_run(tmp_path / "own", gold=False, hostile=False)
     for name, part in (("reward", [0, 0.7]), ("judge", [0.7, 1])):
-        path = next(folder.glob(f"{name}-*/config.json"))
-        config = json.loads(path.read_text())
-        config["config"]["part"] = part
-        write(path, config)
+        change(folder, name, part=part)
     assert "and was trained on other prompts of the same data" in headline(read_run(folder)).claim
 
 
@@ -274,10 +290,7 @@ def test_over_optimization_is_found_and_noise_is_not():
 
 def test_gold_optimized_itself_is_called_a_control(tmp_path):
     folder = make_run(tmp_path / "control", hostile=False)
-    path = next(folder.glob("ppo-*/config.json"))
-    config = json.loads(path.read_text())
-    config["config"]["scorer"] = config["config"]["audit"]
-    write(path, config)
+    change(folder, "ppo", scorer=GOLD)
     assert any("PPO optimized that very score here: a control" in p for p in headline(read_run(folder)).points)
     assert "optimized itself: a control" in chart_svg(folder)
 
@@ -409,6 +422,12 @@ def test_samples_are_limited_and_it_says_of_how_many(plain):
     assert choose_samples(run, most=10**6)[1].startswith(
         f"{num(total, 0)} of {num(total, 0)} samples are in this page."
     )
+
+
+def test_pairs_of_samples_stay_together(plain):
+    rows = [r for r in choose_samples(read_run(plain), most=300)[0]["rows"] if r["stage"] == "reward"]
+    assert [r["side"] for r in rows] == ["chosen", "rejected"] * (len(rows) // 2) and len(rows) > 20
+    assert all(a["prompt"] == b["prompt"] for a, b in zip(rows[::2], rows[1::2], strict=True))
 
 
 def test_long_texts_are_cut_and_counted(hostile):

@@ -64,7 +64,7 @@ def closing_table(results: Mapping[str, Any]) -> Table:
 
 def _title(results: Mapping[str, Any]) -> Text:
     prompts = number(results, "prompts")
-    return Text(f"{num(prompts, 0)} held-out prompts, 95% intervals" if prompts else "held-out prompts", style="bold")
+    return Text(f"{num(prompts, 0)} prompts, 95% intervals" if prompts else "The models", style="bold")
 
 
 def _caption(results: Mapping[str, Any]) -> Text:

@@ -27,6 +27,9 @@ from trueup.report.figures import (
 )
 from trueup.report.read import ABSENT, DONE, RunData, Stage, number, pair
 
+TRAINED = {"sft", "reward", "ppo"}
+FEW = 30  # fewer measurements than this warn of nothing
+
 
 @dataclass
 class Headline:
@@ -100,7 +103,9 @@ def judged_by(run: RunData, stage: Stage) -> str:
                 f"Win rates are judged by the gold score ({gold}). PPO optimized that very score here: a control that "
                 "tells the optimizer's faults from a reward model's, not a fair measurement."
             )
-        return f"Win rates are judged by the gold score ({gold}), which never enters training."
+        text = f"Win rates are judged by the gold score ({gold}), which PPO never optimized"
+        labels = [s.name for s in run.of("judge") if _use(s.config.get("judge")) == config.get("gold")]
+        return f"{text}; it also gave the labels of stage “{labels[0]}”." if labels else f"{text}."
     if not judge:
         return "No gold score is known here, and no judge was named, so there are no win rates."
     spec = config.get("judge")
@@ -122,6 +127,11 @@ def judged_by(run: RunData, stage: Stage) -> str:
     return text + "."
 
 
+def _use(spec: Any) -> Any:
+    """What a judge's spec names: "module:function", or that under `use`."""
+    return spec.get("use") if isinstance(spec, Mapping) else spec
+
+
 def _apart(one: Stage, other: Stage) -> bool:
     """Whether two reward models learned from parts of the same data that share no prompt."""
     a, b = pair(one.config, "part"), pair(other.config, "part")
@@ -136,7 +146,13 @@ def _evaluated(out: Headline, run: RunData, stage: Stage) -> None:
     baseline = str(results.get("baseline", ""))
     others = [n for n in models if n != baseline]
     prompts = results.get("prompts")
-    on = f"on {num(prompts, 0)} held-out prompts" if isinstance(prompts, int) else "on held-out prompts"
+    trained_on = {s.config.get(k) for s in run.stages if s.phase in TRAINED for k in ("prompts", "data")} - {None}
+    kind = (
+        "prompts (not held out: training used this file)"
+        if stage.config.get("prompts") in trained_on
+        else "held-out prompts"
+    )
+    on = f"on {num(prompts, 0)} {kind}" if isinstance(prompts, int) else f"on {kind}"
     if baseline not in models or not others:
         out.claim = f"{len(models)} model{'s' if len(models) > 1 else ''} measured {on}; no pair to compare."
         return
@@ -272,6 +288,8 @@ def _stage_line(stage: Stage) -> str:
         if clear is not None:
             parts.append(f"{percent(clear)} of pairs with a clear gold margin are ordered right")
         return head + "; ".join(parts) + "."
+    if stage.phase == "reward" and r:
+        return head + f"trained on {num(number(r, 'rows'), 0)} pairs; none were held out, so its accuracy is not known."
     if stage.phase == "ppo" and stage.metrics:
         text = f"{len(stage.metrics)} steps"
         for name, what in (("score", "proxy score"), ("audit", stage.audit_name)):
@@ -344,13 +362,13 @@ def _warnings(stage: Stage) -> list[str]:
         clip = stage.curve("clip_fraction")[1]
         if clip and ends(clip)[1] > 0.3:
             found.append(f"{name}: {percent(ends(clip)[1])} of the tokens are clipped; the updates are too large.")
-    if stage.phase == "reward":
+    if stage.phase == "reward" and (number(stage.results, "pairs") or 0) >= FEW:
         share, longer = number(stage.results, "accuracy"), number(stage.results, "longer_wins")
         if share is not None and longer is not None and share <= longer:
             found.append(
                 f"{name}: no better than choosing the longer answer ({percent(share)} against {percent(longer)})."
             )
-    if stage.phase == "sft":
+    if stage.phase == "sft" and len(stage.samples) >= FEW:
         end_rate = number(stage.results, "end_rate")
         if end_rate is not None and end_rate < 0.9:
             found.append(f"{name}: only {percent(end_rate)} of its answers end by themselves.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueup.report.charts import SERIES, STEP, Chart, Group, Trace, figure, label, labels, line, whiskers
-from trueup.report.figures import mean_interval, short, title_of, wilson
+from trueup.report.figures import duration, mean_interval, num, short, title_of, wilson
 from trueup.report.headline import models_of
 from trueup.report.metrics import METRICS
 from trueup.report.read import RunData, Stage, number
@@ -44,7 +44,7 @@ def reward_model(stage: Stage) -> Group | None:
         )
     margins = [b for b in r.get("by_margin") or [] if number(b, "accuracy") is not None]
     if margins:
-        bars = [(f"{short(number(b, 'from'))} to {short(number(b, 'to'))}", b) for b in margins]
+        bars = [(f"{num(number(b, 'from'))} to {num(number(b, 'to'))}", b) for b in margins]
         group.charts.append(
             Chart(
                 f"rm-{stage.name}-margin",
@@ -92,7 +92,7 @@ def _accuracies(stage: Stage, pairs: float) -> Chart:
         "",
         height=90 + 40 * len(known),
         bargap=0.4,
-        xaxis={"range": [0, 1], "tickformat": ".0%"},
+        xaxis={"range": [0, 1.02], "tickformat": ".0%"},
         yaxis={"automargin": True},
         shapes=[_half("x")],
     )
@@ -177,6 +177,7 @@ def _accuracy_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], axis: str = ""
         axis,
         "share ordered right",
         height=320,
+        bargap=max(0.2, 1 - 0.12 * len(rows)),
         xaxis={"type": "category", "automargin": True},
         yaxis={"range": [0, 1.05], "tickformat": ".0%"},
         shapes=[_half("y")],
@@ -276,7 +277,7 @@ def times(run: RunData) -> Chart | None:
         "x": [v / scale for _, v in rows],
         "marker": {"color": "c2"},
         "name": "time",
-        "text": [short(v / scale) for _, v in rows],
+        "text": [duration(v) for _, v in rows],
         "textposition": "auto",
         "hovertemplate": "%{y}: %{x:.2f} " + unit + "<extra></extra>",
     }

@@ -147,7 +147,7 @@ def over_kl(run: RunData, stage: Stage) -> Chart | None:
                 "name": "each step",
                 "legendgroup": "step",
                 "marker": {"size": 5, "color": color},
-                "opacity": 0.4,
+                "opacity": 0.4 if c.window > 1 else 0.9,
                 "hovertemplate": hover,
                 **common,
             }
@@ -175,7 +175,7 @@ def over_kl(run: RunData, stage: Stage) -> Chart | None:
                     "x": [math.sqrt(p["kl"]) for p in held],
                     "y": ys,
                     "mode": "markers+text",
-                    "name": "models on held-out prompts",
+                    "name": "models in the evaluation",
                     "legendgroup": "held",
                     "text": [label(p["name"]) for p in held],
                     "customdata": [p["kl"] for p in held],
@@ -187,8 +187,8 @@ def over_kl(run: RunData, stage: Stage) -> Chart | None:
                         "color": "text",
                         "line": {"width": 2, "color": "text"},
                     },
-                    "error_y": whiskers(ys, bars),
-                    "hovertemplate": "%{text}, held out<br>KL %{customdata:.2f} nats<br>%{y:.3f}<extra></extra>",
+                    **({"error_y": whiskers(ys, bars)} if any(bars) else {}),
+                    "hovertemplate": "%{text}, evaluated<br>KL %{customdata:.2f} nats<br>%{y:.3f}<extra></extra>",
                     **common,
                 }
             )
@@ -221,7 +221,10 @@ def over_kl(run: RunData, stage: Stage) -> Chart | None:
     if c.audit and not stage.gold_audit:
         note += " No gold score is known: the audit is a reward model that was not optimized, a second opinion."
     if c.held_out:
-        note += " Diamonds: the models on held-out prompts, with 95% intervals."
+        note += (
+            " Diamonds: the models in the evaluation, gold with its 95% interval. There an answer that does not end "
+            "keeps its score; in training it gets a fixed low one."
+        )
     return Chart(
         f"over-kl-{stage.name}",
         f"{title_of(stage.name)}: proxy{' against ' + audit_label(stage) if c.audit else ''} over KL",

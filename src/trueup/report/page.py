@@ -25,12 +25,11 @@ from trueup.records import write_text
 from trueup.report import measured, overoptimization, training
 from trueup.report.charts import Chart, Group
 from trueup.report.figures import bracket, clean, duration, num, percent, title_of, visible
-from trueup.report.headline import headline, judged_by, models_of, side_by_side
+from trueup.report.headline import TRAINED, headline, judged_by, models_of, side_by_side
 from trueup.report.read import ABSENT, DONE, RunData, Stage, finite, number, pair, read_run
 
 HERE = Path(__file__).parent
 MOST_ROWS, MOST_TEXT = 3000, 4000
-TRAINED = {"sft", "reward", "ppo"}  # phases whose samples belong to a step of training
 NOT_FIGURES = {"step", "pair"}
 
 
@@ -195,12 +194,12 @@ def closing(run: RunData, stage: Stage) -> dict[str, Any]:
         ("KL", f"nats from {title_of(str(results.get('reference', '')))}"),
         ("Length", "tokens"),
         ("Ends by itself", "share"),
-        ("Entropy", "nats per answer"),
-        ("Distinct", "share of answers"),
+        ("Entropy", "nats a reply"),
+        ("Distinct", "share"),
         *([("Proxy score", "s.d.; optimized")] if proxy else []),
     ]
     prompts = number(results, "prompts")
-    note = f"Measured on {num(prompts, 0)} held-out prompts. " if prompts else ""
+    note = f"Measured on {num(prompts, 0)} prompts. " if prompts else ""
     note += (
         "In brackets: 95% intervals, by bootstrap over prompts. Columns without another word are of sampled answers."
     )
@@ -274,16 +273,14 @@ def choose_samples(run: RunData, most: int = MOST_ROWS) -> tuple[dict[str, Any],
         left -= quota[stage.name]
     rows, cut = [], 0
     for stage in stages:
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-        for row in stage.samples:
-            groups[row.get("model"), row.get("mode"), row.get("side")].append(row)
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, row in enumerate(stage.samples):
+            groups[row.get("model"), row.get("mode"), row.get("side")].append(i)
         each = max(1, quota[stage.name] // len(groups))
-        for group in groups.values():
-            count = min(each, len(group))
-            for i in range(count):
-                packed, short = pack(stage, group[i * len(group) // count])
-                rows.append(packed)
-                cut += short
+        for i in sorted(row for group in groups.values() for row in spread(group, each)):
+            packed, short = pack(stage, stage.samples[i])
+            rows.append(packed)
+            cut += short
     note = f"{num(len(rows), 0)} of {num(total, 0)} samples are in this page"
     note += (
         "."
@@ -293,6 +290,12 @@ def choose_samples(run: RunData, most: int = MOST_ROWS) -> tuple[dict[str, Any],
     if cut:
         note += f" {num(cut, 0)} long text{'s are' if cut > 1 else ' is'} cut at {num(MOST_TEXT, 0)} characters."
     return {"rows": rows}, note
+
+
+def spread(items: Sequence[int], most: int) -> list[int]:
+    """At most `most` of them, evenly spaced."""
+    count = min(most, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
 
 
 def pack(stage: Stage, row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -54,7 +54,7 @@ def _draw(c: Curves, stage: Stage) -> str:
         f'<rect width="{WIDTH}" height="{height}" rx="6" fill="{PAPER}"/>',
         f'<text x="{LEFT}" y="26" font-size="15" font-weight="600">{_text(title)}</text>',
         f'<text x="{LEFT}" y="45" fill="{MUTED}">dots: steps on training prompts; lines: running means'
-        + ("; diamonds: models on held-out prompts, 95% intervals" if c.held_out else "")
+        + ("; diamonds: models in the evaluation, 95% intervals" if c.held_out else "")
         + "</text>",
     ]
     for i, (color, key, caption, raw, smooth) in enumerate(panels):
