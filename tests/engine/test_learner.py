@@ -168,7 +168,7 @@ def test_forward_is_the_training_path_in_global_order() -> None:
     assert (out["logprobs"] - tiny.plain_logprobs(tiny.policy(), batch)).abs().max() < 1e-5
 
     def ratio(outputs: dict[str, Tensor], part: Batch) -> Losses:
-        worst.append(float(((outputs["logprobs"] - part["old"]).exp() - 1).abs().max()))
+        worst.append(float(((outputs["logprobs"] - part["old"]).exp() - 1).abs().max().detach()))
         return nll(outputs, part)
 
     worst: list[float] = []
@@ -281,3 +281,21 @@ def test_a_minibatch_of_weight_zero_is_a_loss_of_zero() -> None:
     assert one.forward_backward(batch, nll) == {"nll": 0.0}
     assert one.step()["grad_norm"] == 0.0
     assert all(torch.equal(before[k], v) for k, v in weights(one).items())
+
+
+def test_metrics_are_reduced_but_not_optimized() -> None:
+    def both(outputs: dict[str, Tensor], batch: Batch) -> Losses:
+        return nll(outputs, batch) | {"metric/odd": (outputs["logprobs"] * float("inf"), batch["mask"].float())}
+
+    def named(outputs: dict[str, Tensor], batch: Batch) -> Losses:
+        return nll(outputs, batch) | {"metric/entropy": (outputs["entropy"], batch["weight"][:, None] * batch["mask"])}
+
+    one, other, batch = learner(micro_tokens=25, eps=1e-3), learner(eps=1e-3), batch_of()
+    values = one.forward_backward(batch, named)
+    other.forward_backward(batch, nll)
+    one.step(), other.step()
+    assert apart(one, other) < 1e-5
+    entropy = Net(tiny.policy(), "policy")(batch)["entropy"]
+    weight = batch["weight"][:, None] * batch["mask"]
+    assert values["metric/entropy"] == pytest.approx(float((entropy * weight).sum() / weight.sum()), rel=1e-5)
+    assert not math.isfinite(learner().forward_backward(batch, both)["metric/odd"])

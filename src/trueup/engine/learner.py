@@ -149,7 +149,7 @@ class Learner:
                 sums += stacked.detach()
         values = dict(zip(total, self.mesh.sum(sums).tolist(), strict=True))
         for name, value in values.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value) and not _is_metric(name):
                 self._adam.zero_grad()
                 raise FloatingPointError(f"loss '{name}' is {value} at step {self.done}; weights unchanged")
         return values
