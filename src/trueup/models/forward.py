@@ -133,18 +133,16 @@ class Layout:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """query [1, H, N, D], key and value [1, Hkv, N, D] -> [1, N, H, D]."""
         groups = query.shape[1] // key.shape[1]
-        q, k, v = (self._spread(x[0].transpose(0, 1)) for x in (query, key, value))
-        out, start = [], 0
-        for rows, length in self.shapes:
-            cells = slice(start, start + rows * length)
-            start += rows * length
-            qb, kb, vb = (x[cells].unflatten(0, (rows, length)).transpose(1, 2) for x in (q, k, v))
+        sizes = [rows * length for rows, length in self.shapes]
+        q, k, v = (self._spread(x[0].transpose(0, 1)).split(sizes) for x in (query, key, value))
+        out = []
+        for shape, *parts in zip(self.shapes, q, k, v, strict=True):
+            qb, kb, vb = (x.unflatten(0, shape).transpose(1, 2) for x in parts)
             if groups > 1:
                 kb, vb = kb.repeat_interleave(groups, 1), vb.repeat_interleave(groups, 1)
             ob = scaled_dot_product_attention(qb, kb, vb, is_causal=True, scale=scaling)
             out.append(ob.transpose(1, 2).flatten(0, 1))
-        places = out[0] if len(out) == 1 else torch.cat(out)
-        return self._collect(places)[None]
+        return self._collect(out[0] if len(out) == 1 else torch.cat(out))[None]
 
     def _spread(self, x: Tensor) -> Tensor:
         return _Spread.apply(x, self.token_of, self.place_of) if self.once else x.index_select(0, self.token_of)

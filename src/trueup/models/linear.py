@@ -31,6 +31,13 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return nn.functional.linear(a, b, bias)
 
 
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad^T @ x of grad [n, out], x [n, in] -> [out, in]. One side must be copied transposed: the narrower one."""
+    if grad.shape[1] <= x.shape[1]:
+        return product(grad.T, x.T)
+    return product(x.T, grad.T).T
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,7 +51,7 @@ class _Linear(torch.autograd.Function):
         flat = grad.reshape(-1, grad.shape[-1])
         return (
             product(grad, weight.T) if need_x else None,
-            product(flat.T, x.reshape(-1, x.shape[-1]).T) if need_weight else None,
+            weight_gradient(flat, x.reshape(-1, x.shape[-1])) if need_weight else None,
             flat.sum(0) if need_bias else None,
         )
 

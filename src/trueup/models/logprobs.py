@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trueup.models.linear import product
+from trueup.models.linear import product, weight_gradient
 
 CHUNK = 1 << 22
 """Logits worked on at a time (16 MiB in float32)."""
@@ -121,7 +121,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = product(g, weight.T)
             if grad_weight is not None:
-                grad_weight += product(g.T, hidden[part].T)
+                grad_weight += weight_gradient(g, hidden[part])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
