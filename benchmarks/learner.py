@@ -79,7 +79,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         adam.step()
         adam.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     print(f"loss: learner {ours():.6f}   plain {theirs():.6f}")
     if args.profile:

@@ -324,3 +324,18 @@ def test_groups_of_like_length() -> None:
         (slice(48, 52), 9),
     ]
     assert groups([7]) == [(slice(0, 1), 7)]
+
+
+def test_the_same_prompt_goes_through_the_model_once() -> None:
+    model, prompts = tiny.policy(), [[5, 6, 7, 8], [9, 10, 11], [12]]
+    seen = []
+    model.model.embed_tokens.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].shape[1]) if args[0].shape[1] > 1 else None
+    )
+    alone = [
+        sampler(model).sample([p], Sampling(max_tokens=6), seed=0, index=[i])[0].ids for i, p in enumerate(prompts * 5)
+    ]
+    seen.clear()
+    together = sampler(model, 15).sample(prompts * 5, Sampling(max_tokens=6), seed=0)
+    assert [c.ids for c in together] == alone
+    assert seen == [3 + 2] and len(set(alone)) == 15

@@ -64,8 +64,8 @@ class _Slots:
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     layer: int = 0
-    prefill: tuple[Layout, Tensor, Tensor] | None = None
-    """Of tokens on their way into slots: the packed layout, and the slot and column of each flat token."""
+    prefill: tuple[Layout, Tensor, Tensor, Tensor] | None = None
+    """Of tokens on their way into slots: their packed layout; then flat tokens, and the slot and column of each."""
     row: Tensor | None = None
     position: Tensor | None = None
     groups: list[tuple[slice, int, Tensor]] = field(default_factory=list)
@@ -83,9 +83,9 @@ class _Slots:
         keys, values = self.keys[layer], self.values[layer]
         by_column = keys.transpose(2, 3) if plain else keys
         if self.prefill is not None:
-            layout, slot, column = self.prefill
-            by_column[slot, :, column] = key[0].transpose(0, 1)
-            values[slot, :, column] = value[0].transpose(0, 1)
+            layout, token, slot, column = self.prefill
+            by_column[slot, :, column] = key[0].transpose(0, 1)[token]
+            values[slot, :, column] = value[0].transpose(0, 1)[token]
             return layout.attend(query, key, value, scaling)
         by_column[self.row, :, self.position] = key[:, :, 0]
         values[self.row, :, self.position] = value[:, :, 0]
@@ -184,7 +184,7 @@ class _Run:
             else:
                 waiting.append(i)
         # Long prompts first: rows that came earlier are then the longer ones, so that slots are sorted by length.
-        waiting.sort(key=lambda i: len(self.prompts[i]))
+        waiting.sort(key=lambda i: (len(self.prompts[i]), self.prompts[i]))
         self._allocate(min(self.sampler.slots, len(waiting)))
         while waiting or self.active:
             free = self.slots - len(self.active)
@@ -229,19 +229,26 @@ class _Run:
         width = max(self.lengths[first:])
         column = torch.arange(self.longest)
         self.open[some] = torch.where(column[None] < lengths[:, None], 0.0, -torch.inf).to(self.device)
-        ids = torch.tensor([self.prompts[i] + [0] * (width - len(self.prompts[i])) for i in new])
         if not self.packed:
-            self.text[some, :width] = ids.to(self.device)
+            ids = [self.prompts[i] + [0] * (width - len(self.prompts[i])) for i in new]
+            self.text[some, :width] = torch.tensor(ids, device=self.device)
             return
-        before = [(slot, n - 1) for slot, n in zip(slots, self.lengths[first:], strict=True) if n > 1]
-        if before:
-            held = torch.tensor([slot - first for slot, _ in before])
-            packed = pack([n for _, n in before], width, self.device)
-            flat = ids[held].to(self.device).reshape(-1).index_select(0, packed.token)
-            slot = torch.tensor([slot for slot, _ in before], device=self.device)[packed.token // width]
-            self.cache.prefill = (packed.layout, slot, packed.position)
-            self._states(flat[None], packed.position[None])
-            self.cache.prefill = None
+        # Prompts that are the same go through the model once.
+        held: dict[tuple[int, ...], list[int]] = {}
+        for slot, i in zip(slots, new, strict=True):
+            held.setdefault(tuple(self.prompts[i][:-1]), []).append(slot)
+        held.pop((), None)
+        if not held:
+            return
+        packed = pack([len(text) for text in held], width, self.device)
+        rect = torch.tensor([[*text, *[0] * (width - len(text))] for text in held], device=self.device)
+        into = [(flat[: len(text)], slot) for flat, text in zip(packed.flat, held, strict=True) for slot in held[text]]
+        many = torch.tensor([len(flat) for flat, _ in into], device=self.device)
+        token = torch.cat([flat for flat, _ in into])
+        slot_of = torch.tensor([slot for _, slot in into], device=self.device).repeat_interleave(many)
+        self.cache.prefill = (packed.layout, token, slot_of, packed.position[token])
+        self._states(rect.flatten()[packed.token][None], packed.position[None])
+        self.cache.prefill = None
 
     def _draws(self, i: int) -> np.ndarray:
         """The uniform numbers of row i, one per position, kept below 1 after rounding to float32."""
