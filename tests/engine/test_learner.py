@@ -198,6 +198,18 @@ def test_bf16_stays_close_and_keeps_masters() -> None:
     assert out.dtype == torch.float32 and 0 < (out - half.net(batch_of())["logprobs"]).abs().max() < 0.2
 
 
+def test_bf16_of_tied_weights() -> None:
+    """The embedding and the head are one parameter: its gradient is the sum of both uses."""
+    full, half = learner(name="llama-tied"), learner(name="llama-tied", precision="bf16")
+    grads = []
+    for one in (full, half):
+        one.forward_backward(batch_of(), nll)
+        grads.append({name: p.grad for name, p in one.net.named_parameters()})
+    assert grads[0].keys() == grads[1].keys() and "model.lm_head.weight" not in grads[0]
+    for name, whole in grads[0].items():
+        assert (whole - grads[1][name]).norm() < 0.05 * whole.norm(), name
+
+
 def test_bf16_gradients_add_up_in_float32() -> None:
     """Many micro-batches: were gradients summed in bfloat16, small late ones would be lost."""
     batch = batch_of(96)
@@ -297,5 +309,7 @@ def test_metrics_are_reduced_but_not_optimized() -> None:
     assert apart(one, other) < 1e-5
     entropy = Net(tiny.policy(), "policy")(batch)["entropy"]
     weight = batch["weight"][:, None] * batch["mask"]
-    assert values["metric/entropy"] == pytest.approx(float((entropy * weight).sum() / weight.sum()), rel=1e-5)
+    assert values["metric/entropy"] == pytest.approx(
+        float(((entropy * weight).sum() / weight.sum()).detach()), rel=1e-5
+    )
     assert not math.isfinite(learner().forward_backward(batch, both)["metric/odd"])

@@ -339,3 +339,18 @@ def test_the_same_prompt_goes_through_the_model_once() -> None:
     together = sampler(model, 15).sample(prompts * 5, Sampling(max_tokens=6), seed=0)
     assert [c.ids for c in together] == alone
     assert seen == [3 + 2] and len(set(alone)) == 15
+
+
+def test_slots_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 14 tokens of the tiny Llama holds 14 x 2 layers x 2 heads x 8 x keys and values x 4 bytes = 3584."""
+    prompts = [[5, 6, 7, 8]] * 9
+    settings, widths = Sampling(max_tokens=10), []
+    model = tiny.policy()
+    model.model.embed_tokens.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape))
+    want = sampler(model, 128).sample(prompts, settings, seed=0)
+    assert max(shape[0] for shape in widths) == 9
+    widths.clear()
+    monkeypatch.setattr("trueup.engine.sampler.CACHE_BYTES", 3 * 3584 + 100)
+    got = sampler(model, 128).sample(prompts, settings, seed=0)
+    assert max(shape[0] for shape in widths) == 3
+    assert [c.ids for c in got] == [c.ids for c in want]

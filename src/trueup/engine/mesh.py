@@ -72,8 +72,10 @@ class Mesh:
             most = max(map(len, shares))
             padded = mine.new_zeros(most, *mine.shape[1:])
             padded[: len(mine)] = mine
-            parts = [torch.empty_like(padded) for _ in range(self.world)]
-            dist.all_gather(parts, padded)
+            # Not every backend gathers booleans.
+            sent = padded.to(torch.uint8) if mine.dtype is torch.bool else padded
+            parts = [torch.empty_like(sent) for _ in range(self.world)]
+            dist.all_gather(parts, sent)
         out = mine.new_empty(total, *mine.shape[1:])
         for part, rows in zip(parts, shares, strict=True):
             out[torch.tensor(rows, dtype=torch.long, device=mine.device)] = part[: len(rows)]

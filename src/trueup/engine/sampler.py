@@ -47,6 +47,8 @@ class Sampling(Config):
     """Always the likeliest token."""
 
 
+CACHE_BYTES = 2 << 30
+"""Keys and values of all slots on a CPU."""
 GROUPS, GROUP_ROWS = 4, 16
 """Rows of like length attend together: at most so many groups of at least so many rows."""
 
@@ -109,7 +111,8 @@ class _Slots:
 
 
 class Sampler:
-    """Samples from `model` as it is at each call. `slots` rows decode at a time in each process.
+    """Samples from `model` as it is at each call. Up to `slots` rows decode at a time in each process, fewer where
+    their keys and values would not fit into 2 GiB, or on CUDA into half of what is free.
 
     `decode(ids) -> text` is needed for the texts of completions and for stop strings.
     """
@@ -122,7 +125,7 @@ class Sampler:
         pad_id: int = 0,
         decode: Callable[[list[int]], str],
         mesh: Mesh | None = None,
-        slots: int = 64,
+        slots: int = 128,
     ) -> None:
         self.model, self.end_id, self.pad_id, self.decode = prepare(model), end_id, pad_id, decode
         self.mesh, self.slots = mesh or Mesh(), slots
@@ -185,13 +188,22 @@ class _Run:
                 waiting.append(i)
         # Long prompts first: rows that came earlier are then the longer ones, so that slots are sorted by length.
         waiting.sort(key=lambda i: (len(self.prompts[i]), self.prompts[i]))
-        self._allocate(min(self.sampler.slots, len(waiting)))
+        self._allocate(min(self.sampler.slots, len(waiting), self._fitting()))
         while waiting or self.active:
             free = self.slots - len(self.active)
             if waiting and (not self.active or free >= self.refill):
                 self._fill([waiting.pop() for _ in range(min(free, len(waiting)))])
             self._advance()
         return [result for result in self.results if result is not None]
+
+    def _fitting(self) -> int:
+        """How many rows of the longest length memory should hold."""
+        text = self.model.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        wide = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        each = 2 * text.num_hidden_layers * heads * wide * self.model.dtype.itemsize * max(1, self.longest)
+        free = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else CACHE_BYTES
+        return max(1, free // each)
 
     def _allocate(self, slots: int) -> None:
         """State of the slots; row s of each tensor is the row in slot s, and active rows come first."""
