@@ -174,3 +174,22 @@ def test_rows_may_share_flat_tokens() -> None:
     out = forward.states_of(model, ids, position, layout)[0]
     assert (out[:5] - want[0]).abs().max() < 1e-5
     assert (out[5] - want[1][3]).abs().max() < 1e-5
+
+
+def test_packing_makes_nothing_of_size_tokens_squared() -> None:
+    """No mask of [N, N] is made, and attention stays within rows: its cost follows the rows' lengths."""
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else [out]:
+                largest = max(largest, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+            return out
+
+    net, batch = Net(tiny.policy(), "policy"), tiny.rows([8] * 60)
+    with Watch():
+        net(batch)["logprobs"].sum().backward()
+    tokens = 60 * 7  # the last token of a row predicts nothing
+    assert tokens * 32 < largest < tokens * tokens / 2

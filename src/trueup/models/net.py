@@ -62,12 +62,11 @@ class Net(nn.Module):
         mask = batch["mask"].flatten(0, -2)
         hidden, read = self._read(ids, lengths, mask)
         if self.kind == "critic":
-            return {"values": self._fill(batch["ids"], mask, self._scalar(hidden, read))}
+            return {"values": _spread(self._scalar(hidden, read), batch["mask"])}
         logprobs, entropy = token_logprobs(
             hidden.index_select(0, read), Head.of(self.model), ids[mask], temperature=self.temperature
         )
-        shape = batch["ids"]
-        return {"logprobs": self._fill(shape, mask, logprobs), "entropy": self._fill(shape, mask, entropy)}
+        return {"logprobs": _spread(logprobs, batch["mask"]), "entropy": _spread(entropy, batch["mask"])}
 
     def _read(self, ids: Tensor, lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [N, d], and for each counted token where the state that predicts it stands [M]."""
@@ -78,11 +77,6 @@ class Net(nn.Module):
     def _scalar(self, hidden: Tensor, read: Tensor) -> Tensor:
         raw = score_head(self.model)(hidden.index_select(0, read))[:, 0].float()
         return (raw - self.mean) / self.std
-
-    @staticmethod
-    def _fill(shape: Tensor, mask: Tensor, values: Tensor) -> Tensor:
-        out = values.new_zeros(mask.shape)
-        return out.masked_scatter(mask, values).view(shape.shape)
 
     def outputs_like(self, batch: Batch) -> dict[str, Tensor]:
         """Zeros of the names and shapes that `forward` gives."""
@@ -105,7 +99,12 @@ def exact_kl_per_token(policy: Net, reference: Net, batch: Batch) -> Tensor:
         Head.of(reference.model),
         temperature=policy.temperature,
     )
-    return Net._fill(batch["ids"], mask, kl)
+    return _spread(kl, batch["mask"])
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """values [M] at the M places where mask is True, in order; zero elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def score_head(model: PreTrainedModel) -> nn.Module:
