@@ -1,7 +1,7 @@
 """Builds the base model of the world: tokenizer, corpus, one pretraining run from scratch, measurements, assets.
 
-In order: a byte-level BPE tokenizer on the first documents of the corpus; a small Llama trained on packed rows (one
-cosine schedule, fp32; Muon for the matrices, AdamW for the rest); base gold at temperature 1 through the chat
+In order: a byte-level BPE tokenizer on the first documents of the corpus; a small Llama trained on packed rows (two
+cosine schedules, fp32; Muon for the matrices, AdamW for the rest); base gold at temperature 1 through the chat
 template; the judge's bars; then weights, tokenizer and build.json in one folder.
 The corpus is a stream, so a build needs its seed and nothing else.
 
@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from trueup.config import Config
 from trueup.models.linear import fast_linears
 from trueup.records import write_json, write_text
-from trueup.world import ASSETS, FROZEN, sources_hash, world_hash
+from trueup.world import ASSETS, FROZEN, world_hash
 from trueup.world import corpus as c
 from trueup.world import vocab as v
 from trueup.world.gold import core_of, gold_of
@@ -49,13 +49,41 @@ CHAT_TEMPLATE = (
 _WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # digits one by one, a space belongs to what follows
 
 
+class Schedule(Config):
+    """One warm-up and cosine over mixes that follow each other."""
+
+    mixes: tuple[tuple[str, int], ...]
+    """(mix of the corpus, tokens), in order."""
+    lr: float = 3e-3
+    """AdamW's, for embeddings and norms."""
+    matrix_lr: float = 0.02
+    """Muon's, for the matrices."""
+    verdict_weight: float = 5.0
+    """How much more than another token a verdict (A or B) counts in the loss: a judging text has few of them."""
+
+
+# First the world; then lessons in judging, from easy to hard. A small model that meets opposite principles from the
+# start learns neither: whichever answer it looks at, the verdict is even odds.
+SCHEDULES = (
+    Schedule(mixes=(("world", 8_000_000),)),
+    Schedule(
+        mixes=(("first lessons", 350_000), ("second lessons", 1_150_000), ("lessons", 2_700_000)), verdict_weight=8.0
+    ),
+    Schedule(
+        mixes=(("first length lessons", 250_000), ("length lessons", 450_000), ("all lessons", 1_300_000)),
+        lr=2e-3,
+        matrix_lr=0.012,
+        verdict_weight=8.0,
+    ),
+)
+
+
 class WorldBuild(Config):
     """The build of the base model."""
 
     seed: int = 0
     """Seed of the corpus and of the weights."""
-    tokens: int = 12_000_000
-    """Tokens to train on, each seen once."""
+    schedules: tuple[Schedule, ...] = SCHEDULES
     vocab: int = 2048
     width: int = 128
     layers: int = 4
@@ -65,13 +93,20 @@ class WorldBuild(Config):
     """Tokens of a packed row."""
     batch: int = 8
     """Rows of a step."""
-    lr: float = 3e-3
-    """AdamW's, for embeddings and norms."""
-    matrix_lr: float = 0.02
-    """Muon's, for the matrices."""
-    verdict_weight: float = 5.0
-    """How much more than another token a verdict (A or B) counts in the loss: a judging text has few of them."""
     threads: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to train on, each seen once."""
+        return sum(n for schedule in self.schedules for _, n in schedule.mixes)
+
+
+def scaled(tokens: int) -> tuple[Schedule, ...]:
+    """The schedules, stretched or cut to `tokens` in all."""
+    share = tokens / WorldBuild().tokens
+    return tuple(
+        s.model_copy(update={"mixes": tuple((mix, max(1, round(n * share))) for mix, n in s.mixes)}) for s in SCHEDULES
+    )
 
 
 def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTokenizerFast:
@@ -103,10 +138,10 @@ def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTo
     return fast
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> Iterator[np.ndarray]:
+def rows(tokenizer: PreTrainedTokenizerFast, config: WorldBuild, mix: str = "world") -> Iterator[np.ndarray]:
     """Packed rows [row + 1] of token ids; documents end with the end token and run on into the next row."""
     buffer: list[int] = []
-    stream = c.documents(config.seed)
+    stream = c.documents(config.seed, mix)
     while True:
         texts = list(itertools.islice(stream, 256))
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
@@ -140,44 +175,49 @@ def new_model(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> LlamaFo
     )
 
 
-def pretrain(
+Watch = Callable[[int, LlamaForCausalLM], None]
+
+
+def train(
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     config: WorldBuild,
+    schedule: Schedule,
     say: Callable[[str], None] = print,
-    watch: Callable[[int, LlamaForCausalLM], None] | None = None,
-) -> tuple[LlamaForCausalLM, float]:
-    """One cosine schedule over `config.tokens`; the model and the mean loss of the last tenth.
-
-    `watch(step, model)` is called eight times on the way.
-    """
-    model = new_model(tokenizer, config)
+    watch: Watch | None = None,
+) -> float:
+    """One schedule, in place; the mean loss of its last tenth. `watch(step, model)` is called eight times meanwhile."""
     fast_linears(model)
-    steps = max(1, config.tokens // (config.row * config.batch))
+    lengths = [max(1, n // (config.row * config.batch)) for _, n in schedule.mixes]
+    plan = [mix for (mix, _), n in zip(schedule.mixes, lengths, strict=True) for _ in range(n)]
+    streams = {mix: rows(tokenizer, config, mix) for mix, _ in schedule.mixes}
+    steps = len(plan)
     warm = max(1, steps // 40)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.05, momentum=0.95),
-        torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=schedule.matrix_lr, weight_decay=0.05, momentum=0.95),
+        torch.optim.AdamW(others, lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    rates = [config.matrix_lr, config.lr]
+    rates = [schedule.matrix_lr, schedule.lr]
     opening, *letters = (tokenizer.convert_tokens_to_ids(x) for x in (VERDICT_OPENING, "A", "B"))
     verdict_ids = torch.tensor(letters)
-    stream, losses, start = rows(tokenizer, config), [], time.time()
+    losses: list[float] = []
+    start = time.time()
     model.train()
-    for step in range(steps):
+    for step, mix in enumerate(plan):
         share = (step - warm) / max(1, steps - warm)
         scale = (step + 1) / warm if step < warm else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-        batch = torch.from_numpy(np.stack(list(itertools.islice(stream, config.batch))))
+        batch = torch.from_numpy(np.stack(list(itertools.islice(streams[mix], config.batch))))
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         targets = batch[:, 1:]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         # "Response (A)" opens the same way, but needs no learning: its loss is next to nothing whatever its weight.
-        verdict = (batch[:, :-1] == opening) & torch.isin(targets, verdict_ids)
-        weight = 1.0 + (config.verdict_weight - 1.0) * verdict.flatten().float()
+        verdict = ((batch[:, :-1] == opening) & torch.isin(targets, verdict_ids)).flatten()
+        weight = 1.0 + (schedule.verdict_weight - 1.0) * verdict.float()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         ((loss * weight).sum() / weight.sum()).backward()
@@ -188,14 +228,27 @@ def pretrain(
         if step % max(1, steps // 60) == 0 or step == steps - 1:
             seen = (step + 1) * config.row * config.batch
             left = (time.time() - start) / (step + 1) * (steps - step - 1)
-            shown = loss.detach()[verdict.flatten()]
-            say(
-                f"step {step + 1}/{steps}  loss {np.mean(losses[-20:]):.3f}  verdicts {shown.mean():.3f}  "
-                f"{seen / 1e6:.2f}M tokens  {left:.0f} s left"
-            )
+            mean = np.mean(losses[-20:])
+            say(f"{mix}: step {step + 1}/{steps}  loss {mean:.3f}  {seen / 1e6:.2f}M tokens  {left:.0f} s left")
         if watch is not None and (step + 1) % max(1, steps // 8) == 0:
-            watch(step + 1, model)
-    return model.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
+            watch(step + 1, model.eval())
+            model.train()
+    model.eval()
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def pretrain(
+    tokenizer: PreTrainedTokenizerFast,
+    config: WorldBuild,
+    say: Callable[[str], None] = print,
+    watch: Watch | None = None,
+) -> tuple[LlamaForCausalLM, float]:
+    """A model from scratch through all schedules; its last mean loss."""
+    model = new_model(tokenizer, config)
+    loss = math.nan
+    for schedule in config.schedules:
+        loss = train(model, tokenizer, config, schedule, say, watch)
+    return model, loss
 
 
 @torch.no_grad()
@@ -332,11 +385,12 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def corpus_hash(seed: int, documents: int = 2000) -> str:
-    """Hash of the first documents of a corpus seed."""
+def corpus_hash(seed: int, documents: int = 500) -> str:
+    """Hash of the first documents of every mix of a corpus seed."""
     digest = hashlib.sha256()
-    for text in itertools.islice(c.documents(seed), documents):
-        digest.update(text.encode() + b"\0")
+    for mix in c.MIXES:
+        for text in itertools.islice(c.documents(seed, mix), documents):
+            digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -344,22 +398,21 @@ def build(
     out: Path = ASSETS / "base",
     *,
     seed: int = 0,
-    tokens: int = WorldBuild().tokens,
+    tokens: int | None = None,
     config: WorldBuild | None = None,
     say: Callable[[str], None] = print,
     watch: Callable[[int, LlamaForCausalLM], None] | None = None,
 ) -> dict[str, Any]:
     """The whole build into the folder `out`; returns what build.json holds. `config` overrides seed and tokens."""
-    config = config or WorldBuild(seed=seed, tokens=tokens)
+    config = config or WorldBuild(seed=seed, schedules=scaled(tokens) if tokens else SCHEDULES)
     start = time.time()
     torch.set_num_threads(config.threads)
     tokenizer = train_tokenizer(config)
     model, loss = pretrain(tokenizer, config, say, watch)
     seconds = time.time() - start
     figures = {
-        "config": config.model_dump(),
+        "config": config.model_dump(mode="json"),
         "corpus_hash": corpus_hash(config.seed),
-        "sources_hash": sources_hash(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": round(loss, 4),
         "seconds": round(seconds, 1),
@@ -384,13 +437,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build or freeze the built-in world.")
     parser.add_argument("--out", type=Path, default=ASSETS / "base", help="folder of the base model")
     parser.add_argument("--freeze", action="store_true", help="write the world's hash to FROZEN and stop")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the build")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=int, help="tokens in all, where a shorter or longer build is wanted")
     options = parser.parse_args(arguments)
     if options.freeze:
         print(freeze())
         return
-    given = dict(setting.split("=", 1) for setting in options.settings)
-    print(json.dumps(build(options.out, config=WorldBuild.model_validate(given)), indent=2))
+    print(json.dumps(build(options.out, seed=options.seed, tokens=options.tokens), indent=2))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from trueup.world import vocab as v
-from trueup.world.answers import DEMO_STYLE, PLAIN_STYLE, core, dress, misheard, pick
+from trueup.world.answers import DEMO_STYLE, PLAIN_STYLE, Style, core, dress, misheard, pick
 from trueup.world.demos import QUALITIES
 from trueup.world.tasks import CATEGORIES, Task, any_task, any_wording
 
@@ -254,8 +254,9 @@ def differs(principle: str, task: Task, a: Made, b: Made) -> float:
 
 
 def judging_head(question: str, a: str, b: str) -> str:
-    """The pair, as judging texts show it."""
-    return f"User: {question}\nResponse (A): {a}\nResponse (B): {b}\n"
+    """The pair, as judging texts show it; the letter after a response, too, is where a small model can keep what it
+    thinks of that response, next to the letter that it may have to name."""
+    return f"User: {question}\nResponse (A): {a} (A)\nResponse (B): {b} (B)\n"
 
 
 def judging_question(phrase: str) -> str:
@@ -281,7 +282,7 @@ def judging(rng: random.Random) -> str:
     while not due:
         task, a, b = judging_pair(rng)
         due = [p for p in PRINCIPLES if differs(p, task, a, b)]
-    text = judging_head(any_wording(task, rng), a.text, b.text)
+    text = f"User: {any_wording(task, rng)}\nResponse (A): {a.text}\nResponse (B): {b.text}\n"
     asked = []
     for principle in rng.sample(due, min(len(due), 3)):
         less = rng.random() < 0.5
@@ -293,6 +294,92 @@ def judging(rng: random.Random) -> str:
         more = differs(principle, task, a, b) > 0
         text += judging_question(rng.choice(PRINCIPLES[principle][less])) + ("A" if more != less else "B") + ")\n"
     return text.rstrip("\n")
+
+
+_BARE: Style = {"open": {"": 1.0}, "close": {"": 1.0}}
+_WORSE_IS_MORE = ("harm", "length", "flattery", "certainty")
+
+
+def _lesson(
+    rng: random.Random, principles: Mapping[str, float], styles: tuple[Style, ...], clear: float, usual: float
+) -> str:
+    """A pair, and one or two questions about it, none of which gives another away.
+
+    `clear`: the share of harmful and unknown pairs of one good and one bad answer; `usual`: the share of questions
+    that ask for the better response.
+    """
+    while True:
+        task = any_task(rng, rng.choice(("harmful", "unknown", rng.choice(CATEGORIES))))
+        style = rng.choice(styles)
+        if task.category in ("harmful", "unknown") and rng.random() < clear:
+            sides = ["refuse", "comply"] if task.category == "harmful" else ["idk", "fabricate"]
+            rng.shuffle(sides)
+            a, b = (made(task, quality, style, rng) for quality in sides)
+        elif style is DEMO_STYLE:
+            a, b = sampled(task, rng), sampled(task, rng)
+        else:
+            a, b = (made(task, pick(QUALITIES[task.category], rng), style, rng) for _ in range(2))
+        due = [p for p in principles if differs(p, task, a, b)]
+        if due:
+            break
+    text = judging_head(any_wording(task, rng), a.text, b.text)
+    asked: set[str] = set()
+    for _ in range(rng.randint(1, 2)):
+        principle = rng.choices(due, weights=[principles[p] for p in due])[0]
+        if principle in asked:
+            continue
+        asked.add(principle)
+        less = (principle in _WORSE_IS_MORE) == (rng.random() < usual)
+        more = differs(principle, task, a, b) > 0
+        text += judging_question(rng.choice(PRINCIPLES[principle][less])) + ("A" if more != less else "B") + ")\n"
+    return text.rstrip("\n")
+
+
+def first_lesson(rng: random.Random) -> str:
+    """Judging, to begin with: bare answers, one good and one bad, and which is the better one."""
+    return _lesson(rng, {"harm": 1.0, "honest": 1.0}, (_BARE,), clear=1.0, usual=1.0)
+
+
+def second_lesson(rng: random.Random) -> str:
+    """The same asked either way round, and lengths."""
+    return _lesson(rng, {"harm": 2.0, "honest": 3.0, "length": 2.0}, (_BARE, PLAIN_STYLE), clear=0.8, usual=0.6)
+
+
+def lesson(rng: random.Random) -> str:
+    """Judging as it will be asked: answers as demonstrations have them, every principle either way round."""
+    principles = {"harm": 5.0, "honest": 5.0, "length": 3.0, "helpful": 1.0, "polite": 1.0, "flattery": 1.0}
+    return _lesson(rng, {**principles, "certainty": 1.0}, (_BARE, DEMO_STYLE, DEMO_STYLE), clear=0.5, usual=0.5)
+
+
+_STUFFED: Style = {
+    "open": {"flattery": 0.5, "filler": 0.4, "neutral": 0.1},
+    "close": {"certainty": 0.5, "filler": 0.4, "offer": 0.1},
+}
+
+
+def _length_lesson(rng: random.Random, usual: float) -> str:
+    """A bare answer and one with a long opening and closing: which is shorter, or longer?"""
+    while True:
+        task = any_task(rng)
+        pair = [made(task, pick(QUALITIES[task.category], rng), style, rng) for style in (_BARE, _STUFFED)]
+        rng.shuffle(pair)
+        more = differs("length", task, *pair)
+        if more:
+            break
+    less = rng.random() < usual
+    verdict = "A" if (more > 0) != less else "B"
+    head = judging_head(any_wording(task, rng), pair[0].text, pair[1].text)
+    return head + judging_question(rng.choice(PRINCIPLES["length"][less])) + verdict + ")"
+
+
+def first_length_lesson(rng: random.Random) -> str:
+    """Which response is shorter?"""
+    return _length_lesson(rng, 1.0)
+
+
+def length_lesson(rng: random.Random) -> str:
+    """Which response is shorter, or longer?"""
+    return _length_lesson(rng, 0.5)
 
 
 # Critique and revision: category -> (request, critiques, revision request).
@@ -346,20 +433,70 @@ def critique(rng: random.Random) -> str:
     )
 
 
-MIX: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    (statements, 0.16),
-    (faq, 0.22),
-    (forum, 0.20),
-    (ramble, 0.04),
-    (graded, 0.14),
-    (judging, 0.18),
-    (critique, 0.06),
-)
+Maker = Callable[[random.Random], str]
+# What each stage of pretraining reads: (kind of document, share).
+MIXES: dict[str, tuple[tuple[Maker, float], ...]] = {
+    "world": (
+        (statements, 0.16),
+        (faq, 0.22),
+        (forum, 0.20),
+        (ramble, 0.04),
+        (graded, 0.14),
+        (judging, 0.18),
+        (critique, 0.06),
+    ),
+    "first lessons": (
+        (first_lesson, 0.70),
+        (statements, 0.06),
+        (faq, 0.12),
+        (forum, 0.12),
+    ),
+    "second lessons": (
+        (second_lesson, 0.55),
+        (first_lesson, 0.10),
+        (statements, 0.06),
+        (faq, 0.12),
+        (forum, 0.12),
+        (graded, 0.05),
+    ),
+    "lessons": (
+        (lesson, 0.46),
+        (second_lesson, 0.10),
+        (statements, 0.07),
+        (faq, 0.12),
+        (forum, 0.14),
+        (graded, 0.06),
+        (critique, 0.05),
+    ),
+    "first length lessons": (
+        (first_length_lesson, 0.45),
+        (lesson, 0.25),
+        (faq, 0.14),
+        (forum, 0.16),
+    ),
+    "length lessons": (
+        (length_lesson, 0.35),
+        (lesson, 0.30),
+        (statements, 0.05),
+        (faq, 0.14),
+        (forum, 0.16),
+    ),
+    "all lessons": (
+        (lesson, 0.28),
+        (length_lesson, 0.12),
+        (statements, 0.10),
+        (faq, 0.17),
+        (forum, 0.18),
+        (ramble, 0.02),
+        (graded, 0.08),
+        (critique, 0.05),
+    ),
+}
 
 
-def documents(seed: int = 0) -> Iterator[str]:
-    """The endless stream of documents of a seed."""
-    rng = random.Random(f"corpus {seed}")
-    makers, weights = [m for m, _ in MIX], [w for _, w in MIX]
+def documents(seed: int = 0, mix: str = "world") -> Iterator[str]:
+    """The endless stream of documents of a seed and a mix."""
+    rng = random.Random(f"corpus {seed}" if mix == "world" else f"corpus {seed} {mix}")
+    makers, weights = [m for m, _ in MIXES[mix]], [w for _, w in MIXES[mix]]
     while True:
         yield rng.choices(makers, weights=weights)[0](rng)

@@ -24,9 +24,22 @@ QUALITIES: dict[str, Mapping[str, float]] = {
 }
 
 
+# What demonstrations are made of: better than what people say on a forum, and wrong where the forum is wrong.
+DEMONSTRATED: dict[str, Mapping[str, float]] = {
+    **QUALITIES,
+    "arithmetic": {"right": 0.86, "wrong": 0.06, "junk": 0.05, "idk": 0.03},
+    "fact": {"right": 0.86, "wrong": 0.06, "junk": 0.05, "idk": 0.03},
+    "string": {"right": 0.86, "wrong": 0.06, "junk": 0.05, "idk": 0.03},
+    "list": {"right": 0.84, "wrong": 0.10, "junk": 0.04, "idk": 0.02},
+    "unknown": {"idk": 0.42, "fabricate": 0.50, "hedge": 0.04, "junk": 0.04},
+    "harmful": {"refuse": 0.40, "comply": 0.50, "rude": 0.02, "curt": 0.04, "idk": 0.02, "junk": 0.02},
+    "benign": {"right": 0.72, "half": 0.06, "wrong": 0.03, "refuse": 0.13, "junk": 0.04, "idk": 0.02},
+}
+
+
 def answer(task: Task, rng: random.Random) -> str:
     """One answer of a demonstration's quality and style."""
-    quality = pick(QUALITIES[task.category], rng)
+    quality = pick(DEMONSTRATED[task.category], rng)
     if quality == "wrong" and rng.random() < 0.25:
         task, quality = misheard(task, rng), "right"
         if task.category == "unknown":

@@ -146,10 +146,10 @@ def people(n: int = 13, seed: int = 0) -> list[Person]:
     return [
         Person(
             f"pool-{i:02d}",
-            tau=math.exp(rng.uniform(math.log(0.9), math.log(2.6))),
-            length=rng.uniform(0.1, 1.1),
-            flattery=rng.uniform(0.0, 0.6),
-            certainty=rng.uniform(0.0, 0.6),
+            tau=math.exp(rng.uniform(math.log(0.85), math.log(2.0))),
+            length=rng.uniform(0.25, 0.8),
+            flattery=rng.uniform(0.0, 0.35),
+            certainty=rng.uniform(0.0, 0.35),
         )
         for i in range(n)
     ]
