@@ -318,11 +318,12 @@ def prompts(split: str, n: int, seed: int = 0, world: int = 0) -> list[Prompt]:
     rng = random.Random(f"prompts {world} {split} {seed}")
     out: list[Prompt] = []
     seen: set[str] = set()
-    turn = 0
+    turn = fruitless = 0
     while len(out) < n:
         category = CATEGORIES[turn % len(CATEGORIES)]
         turn += 1
-        if heldout and turn > 20 * n + 400:
+        fruitless += 1
+        if heldout and fruitless > 10 * len(CATEGORIES):
             raise UserError(f"the held-out split has no {n} distinct prompts; {len(out)} were found")
         for attempt in range(80):
             task = draw_task(pool, rng, category)
@@ -337,5 +338,6 @@ def prompts(split: str, n: int, seed: int = 0, world: int = 0) -> list[Prompt]:
                 continue
             seen.add(text)
             out.append(to_prompt(task, wording, split))
+            fruitless = 0
             break
     return out
