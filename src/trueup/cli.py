@@ -199,11 +199,17 @@ def _print_keys(cls: Any, prefix: str, console: Any) -> None:
 
 @world_app.command("export")
 def world_export(folder: Annotated[Path, typer.Argument(help="Where the JSONL files go.")], seed: int = 0) -> None:
-    """Write the world's base model, demonstrations and prompts as ordinary files."""
-    from trueup.world import export
+    """Write the world's base model, demonstrations, comparisons and prompts as ordinary files."""
+    import shutil
 
-    for path in export(folder, seed=seed).values():
-        print(path)
+    from trueup.world import base_path, export
+    from trueup.world.raters import demo_preferences
+
+    shutil.copytree(base_path(), folder / "base", dirs_exist_ok=True)
+    rows = export(folder, preferences=demo_preferences(3000, seed), seed=seed)
+    print(f"{folder / 'base'}: the base model")
+    for name, count in rows.items():
+        print(f"{folder / name}: {count} rows")
 
 
 @world_app.command("build")

@@ -142,7 +142,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines also splits at U+2028 in a text
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

@@ -14,9 +14,7 @@ from trueup.engine.sampler import Sampler, Sampling
 from trueup.models.net import Net
 
 
-def main(path: str) -> None:
-    torch.set_num_threads(1)
-    mesh = Mesh.from_env("cpu")
+def work(mesh: Mesh) -> dict[str, object]:
     out: dict[str, object] = {"world": mesh.world}
     for precision in ("fp32", "bf16"):
         for kind, loss_fn, make in (("policy", two, batch_of), ("reward", bt, pairs_of)):
@@ -36,10 +34,16 @@ def main(path: str) -> None:
     sampler = Sampler(tiny.policy(), end_id=tiny.END, decode=str, mesh=mesh, slots=3)
     prompts = [[5 + i] * (1 + i % 4) for i in range(11)]
     out["samples"] = sampler.sample(prompts, Sampling(max_tokens=9), seed=4, step=2)
+    return out
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    mesh = Mesh.from_env("cpu")
+    out = work(mesh)
     if mesh.is_main:
         torch.save(out, path)
     mesh.barrier()
-    mesh.close()
 
 
 if __name__ == "__main__":

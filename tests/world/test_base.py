@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trueup.world import base_path, prompts
+from trueup.world import FROZEN, base_path, prompts, world_hash
 from trueup.world import vocab as v
 from trueup.world.build import (
     SCHEDULES,
@@ -104,3 +104,8 @@ def test_a_build_learns_and_repeats() -> None:
 def test_schedules_scale() -> None:
     assert sum(n for s in scaled(1_000_000) for _, n in s.mixes) == pytest.approx(1_000_000, abs=10)
     assert WorldBuild().schedules == SCHEDULES and WorldBuild().tokens == sum(n for s in SCHEDULES for _, n in s.mixes)
+
+
+def test_the_world_is_frozen() -> None:
+    """Prompts, gold, raters, corpus and weights are those that the committed figures were measured on."""
+    assert FROZEN.read_text().strip() == world_hash(), "the world has changed since it was frozen"

@@ -192,3 +192,11 @@ def test_a_foreign_prompt_is_refused() -> None:
 def test_the_country_decides_between_fact_and_unknown() -> None:
     assert parse("What is the capital of Brimonia?") == Task("fact", "attribute", ("capital", "Brimonia"))
     assert parse("What is the capital of Zuvex?").category == "unknown"
+
+
+def test_words_beyond_the_budget_cost() -> None:
+    short = gold_of("Name three fruits.", "Apple, pear and plum.")
+    long = gold_of(
+        "Name three fruits.", "Out of all those that one can find here I would pick apple, pear and also plum."
+    )
+    assert short.style == 0.0 and long.style == pytest.approx(0.02 * (17 - 13))

@@ -4,6 +4,8 @@ and gathers results, so that nothing above the engine mentions a rank.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ class Mesh:
     def from_env(cls, device: str = "auto") -> Mesh:
         """From the environment that torchrun sets (a world of 1 without it). `auto` takes CUDA where there is one.
 
-        Starts the process group: nccl on CUDA, gloo on CPUs.
+        Starts the process group, nccl on CUDA and gloo on CPUs, and ends it when the process exits.
         """
         world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
@@ -40,6 +42,7 @@ class Mesh:
             torch.cuda.set_device(local)
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            atexit.register(close)
         return cls(int(os.environ.get("RANK", 0)), world, torch.device(device))
 
     @property
@@ -98,7 +101,10 @@ class Mesh:
         if self.world > 1:
             dist.barrier()
 
-    def close(self) -> None:
-        """Ends the process group that `from_env` started."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+
+def close() -> None:
+    """Ends the process group. Learners go first: one that outlives the group frees the group's threads itself, with
+    the interpreter's lock held, and may then hang or abort."""
+    gc.collect()  # wrapped modules are in reference cycles
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -9,6 +9,7 @@ a reward model can reach on their labels, is known. Not in it: where the judge's
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class JudgeConfig(Config):
     audit: Spec | None = None
     """A known gold score: its margin (chosen minus rejected) is written beside the label, only to measure with."""
     overlap: float = Field(0.1, ge=0, le=1)
-    """Share of the pairs that are asked twice."""
+    """Share of the pairs that are asked twice, the second time of a judge with another seed."""
     limit: int = Field(0, ge=0)
     """At most so many comparisons; 0 keeps all."""
     seed: int = 0
@@ -47,10 +48,12 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if not comparisons:
         raise UserError(f"{config.completions}: no prompt has two different completions")
     judge = make_judge(config.judge, mesh, seed=config.seed)
+    others = make_judge(config.judge, mesh, seed=config.seed + 1)  # simulated raters: other people
     again = [c for c in comparisons if rng.random() < config.overlap]
     second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
+    verdicts = [*judge.judge(comparisons), *(_second(v) for v in others.judge(second))]
     kept: list[tuple[Comparison, Verdict]] = []
-    for comparison, verdict in zip([*comparisons, *second], judge.judge([*comparisons, *second]), strict=True):
+    for comparison, verdict in zip([*comparisons, *second], verdicts, strict=True):
         if verdict.p is None:
             dropped["the judge abstained"] += 1
         else:
@@ -91,6 +94,11 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         margins = np.array([r["gold_margin"] for r in rows])
         results["label_accuracy"] = float(np.mean(margins[margins != 0] > 0))
     return results
+
+
+def _second(verdict: Verdict) -> Verdict:
+    """Marked, so that agreement is counted between two askings and never within one."""
+    return replace(verdict, rater=f"{verdict.rater}, asked second")
 
 
 def pair_up(path: str, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:

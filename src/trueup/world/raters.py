@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trueup.records import Comparison, Completion, Prompt, UserError, Verdict
+from trueup.records import Comparison, Completion, Preference, Prompt, UserError, Verdict
 from trueup.world.gold import certainty_count, flattery_count, gold_of
 
 CORE_WEIGHT = 4.0
@@ -146,8 +146,8 @@ def people(n: int = 13, seed: int = 0) -> list[Person]:
     return [
         Person(
             f"pool-{i:02d}",
-            tau=math.exp(rng.uniform(math.log(0.85), math.log(2.0))),
-            length=rng.uniform(0.25, 0.8),
+            tau=math.exp(rng.uniform(math.log(0.6), math.log(1.6))),
+            length=rng.uniform(0.15, 0.7),
             flattery=rng.uniform(0.0, 0.35),
             certainty=rng.uniform(0.0, 0.35),
         )
@@ -216,4 +216,15 @@ def demo_comparisons(n: int, seed: int = 0) -> list[Comparison]:
     for prompt in prompts("preference", n, seed):
         task = Task(prompt.meta["category"], prompt.meta["kind"], tuple(prompt.meta["slots"]))
         out.append(Comparison(prompt, (Completion(answer(task, rng)), Completion(answer(task, rng)))))
+    return out
+
+
+def demo_preferences(n: int, seed: int = 0) -> list[Preference]:
+    """What the pool says of `n` such pairs; those on which it abstains are left out."""
+    comparisons = [c for c in demo_comparisons(n, seed) if c.completions[0].text != c.completions[1].text]
+    out = []
+    for comparison, verdict in zip(comparisons, pool(13, seed).judge(comparisons), strict=True):
+        if verdict.p is not None:
+            chosen, rejected = comparison.completions if verdict.p > 0.5 else comparison.completions[::-1]
+            out.append(Preference(comparison.prompt, chosen, rejected, rater=verdict.rater))
     return out
