@@ -25,7 +25,7 @@ MAY = {
     "phases": GROUND | {"math", "data", "models", "engine", "scorers", "judges"},
     "evaluate": GROUND | {"math", "data", "models", "engine", "scorers", "judges"},
     "report": GROUND,
-    "world": GROUND | {"engine"},
+    "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
     "recipe": GROUND | {"engine", "world"},
     "cli": {*GROUND, "recipe", "report", "chat", "world", "engine"},

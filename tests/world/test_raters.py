@@ -53,7 +53,7 @@ def test_the_pool_agrees_as_people_do() -> None:
     assert 0.63 <= figures["agreement"] <= 0.79  # InstructGPT: 72.6 of training, 77.3 (1.3) of held-out labelers
     assert 0.57 <= figures["prefers_longer"] <= 0.68
     assert 0.65 <= figures["accuracy"] <= 0.80
-    assert 0.65 <= figures["kept"] <= 0.90
+    assert 0.60 <= figures["kept"] <= 0.90  # better demonstrations are nearer ties; .72 on pairs sampled from SFT
 
 
 def test_one_flattering_phrase_moves_the_pool_a_little() -> None:
