@@ -42,8 +42,7 @@ def talk(folders: list[Path], *, temperature: float, max_tokens: int, seed: int)
     paths = [find_model(f) for f in folders]
     chats = [Chat.load(p) for p in paths]
     samplers = [
-        Sampler(load_policy(str(p), device=mesh.device), end_id=c.end_id, pad_id=c.pad_id, decode=c.decode, mesh=mesh)
-        for p, c in zip(paths, chats, strict=True)
+        Sampler.speaking(c, load_policy(str(p), device=mesh.device), mesh) for p, c in zip(paths, chats, strict=True)
     ]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature or 1.0, greedy=temperature == 0)
     histories: list[list[Message]] = [[] for _ in folders]

@@ -50,19 +50,19 @@ def run(
     _run(recipe, assignments or [], runs, dry)
 
 
-def _run(source: str, assignments: list[str], runs: Path, dry: bool = False) -> None:
+def _run(source: str | dict[str, Any], assignments: list[str], runs: Path, dry: bool = False) -> None:
     from trueup.recipe import load_recipe, resolve, run_recipe
     from trueup.run import console
 
     recipe = load_recipe(source, assignments)
     if dry:
         for stage in resolve(recipe, runs):
-            console.print(
-                f"{'done' if stage.done else 'due ':4}  {stage.name:12} {stage.phase:9} {stage.folder}", markup=False
-            )
+            state = "done" if stage.done else "due "
+            console.print(f"{state:4}  {stage.name:12} {stage.phase:9} {stage.folder}", markup=False)
         return
     stages = run_recipe(recipe, runs)
     if int(os.environ.get("RANK", 0)) == 0:
+        console.print(f"made: {stages[-1].folder}", markup=False)
         _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"])
 
 
@@ -82,26 +82,13 @@ def _close(folder: Path, evaluations: list[Path]) -> None:
 
 
 def _stage(phase: str, assignments: list[str] | None, name: str, runs: Path) -> None:
+    """One stage alone is a recipe of one stage."""
     from trueup.config import numbers, override
-    from trueup.recipe import PHASES
 
     if not assignments:
         raise UserError(f"trueup {phase} needs keys, such as model=... ; trueup keys {phase} lists them all")
     keys = numbers(override({}, assignments))
-    _run_data({"name": name, "stages": {phase: {"phase": phase, **keys}}}, runs)
-    assert phase in PHASES
-
-
-def _run_data(data: dict[str, Any], runs: Path) -> None:
-    from trueup.recipe import load_recipe, run_recipe
-
-    recipe = load_recipe(data)
-    stages = run_recipe(recipe, runs)
-    if int(os.environ.get("RANK", 0)) == 0:
-        _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"])
-        from trueup.run import console
-
-        console.print(f"made: {stages[-1].folder}", markup=False)
+    _run({"name": name, "stages": {phase: {"phase": phase, **keys}}}, [], runs)
 
 
 @app.command()

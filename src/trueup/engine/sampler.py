@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from trueup.config import Config
+from trueup.data.chat import Chat
 from trueup.engine.mesh import Mesh
 from trueup.models.forward import Layout, device_of, pack, packs, padded_states, states_of
 from trueup.models.logprobs import Head
@@ -130,6 +131,11 @@ class Sampler:
         self.model, self.end_id, self.pad_id, self.decode = prepare(model), end_id, pad_id, decode
         self.mesh, self.slots = mesh or Mesh(), slots
         self.room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    @classmethod
+    def speaking(cls, chat: Chat, model: PreTrainedModel, mesh: Mesh) -> Sampler:
+        """A sampler that ends, pads and decodes as `chat` does."""
+        return cls(model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
 
     @torch.inference_mode()
     def sample(

@@ -89,7 +89,7 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         name, mode = cells[step]
         chat, model = chats[name], load_policy(config.models[name], device=mesh.device)
         ids = [chat.prompt_ids(p.messages) for p in prompts]
-        sampler = Sampler(model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+        sampler = Sampler.speaking(chat, model, mesh)
         answers[name, mode] = found_answers = sampler.sample(ids, modes[mode], seed=config.seed, step=0)
         figures, columns = measure(prompts, found_answers, gold, proxy)
         if mode == "sampled" and chat.tokenizer.get_vocab() == chats[config.reference].tokenizer.get_vocab():

@@ -49,13 +49,7 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     prompts = [p for p in found.records if len(chat.prompt_ids(p.messages)) <= config.max_prompt]
     run.say(f"{found.note()}; {len(found) - len(prompts)} over {config.max_prompt} tokens")
     prompts = prompts[: config.limit or None]
-    sampler = Sampler(
-        load_policy(config.model, device=mesh.device),
-        end_id=chat.end_id,
-        pad_id=chat.pad_id,
-        decode=chat.decode,
-        mesh=mesh,
-    )
+    sampler = Sampler.speaking(chat, load_policy(config.model, device=mesh.device), mesh)
     scorer = make_scorer(config.scorer, mesh) if config.scorer else None
 
     asked = [p for p in prompts for _ in range(config.n)]

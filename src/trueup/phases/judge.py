@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,6 @@ def _second(verdict: Verdict) -> Verdict:
 
 def pair_up(path: str, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
     """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random."""
-    from pathlib import Path
-
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     out: list[Comparison] = []

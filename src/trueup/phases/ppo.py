@@ -242,7 +242,7 @@ def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
         Learner(policy, config.optim, mesh, steps=updates, precision=config.precision),
         Learner(critic, config.critic_optim, mesh, steps=updates, precision=config.precision),
         reference,
-        Sampler(policy.model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh),
+        Sampler.speaking(chat, policy.model, mesh),
         scorer,
         make_scorer(config.audit, mesh) if config.audit else None,
         mesh,

@@ -171,13 +171,7 @@ def normalize(config: RewardConfig, net: Net, mesh: Mesh, chat: Chat, pairs: Seq
     if not prompts:
         return {"score_mean": 0.0, "score_std": 1.0, "n": 0}
     if is_policy(config.model):
-        sampler = Sampler(
-            load_policy(config.model, device=mesh.device),
-            end_id=chat.end_id,
-            pad_id=chat.pad_id,
-            decode=chat.decode,
-            mesh=mesh,
-        )
+        sampler = Sampler.speaking(chat, load_policy(config.model, device=mesh.device), mesh)
         wanted = [prompts[i % len(prompts)] for i in range(config.normalize_samples)]
         ids = [chat.prompt_ids(p.messages) for p in wanted]
         answers = sampler.sample(ids, config.sampling, seed=config.seed, step=0)

@@ -109,7 +109,7 @@ def sample(
     prompts = list({d.prompt: None for d in held})[: config.samples]
     if not prompts:
         return {}
-    sampler = Sampler(model, end_id=chat.end_id, pad_id=chat.pad_id, decode=chat.decode, mesh=mesh)
+    sampler = Sampler.speaking(chat, model, mesh)
     answers = sampler.sample([chat.prompt_ids(p.messages) for p in prompts], config.sampling, seed=config.seed, step=0)
     run.show(
         step, [{**describe(p), "completion": a.text, "stop": a.stop} for p, a in zip(prompts, answers, strict=True)]
