@@ -131,3 +131,11 @@ def _timed(folder: Path) -> float:
     began = time.monotonic()
     assert trueup("--help", cwd=folder).returncode == 0
     return time.monotonic() - began
+
+
+@pytest.mark.long
+def test_the_world_is_built_by_one_command(tmp_path, call):
+    code, out, err = call(tmp_path, "world", "build", "--out", "made", "--tokens", "12000")
+    assert code == 0, err
+    assert json.loads(out[out.index("{") :])["config"]["schedules"][0]["mixes"][0][1] < 12_000
+    assert {"model.safetensors", "tokenizer.json", "build.json"} <= {p.name for p in (tmp_path / "made").iterdir()}

@@ -228,8 +228,17 @@ def test_the_proxy_may_not_judge_its_own_win_rate(toy):
         "proxy": "reward/final",
         "judge": "reward/final",
     }
-    with pytest.raises(UserError, match="must not be the proxy"):
+    with pytest.raises(UserError, match="must not be what was optimized"):
         run(toy, {"evaluate": keys}, name="self-judged")
+
+
+def test_nor_may_what_a_model_was_trained_against_when_no_proxy_is_named(toy):
+    (toy / "alias").symlink_to(toy / "reward")
+    ppo = {**PPO, "steps": 1, "scorer": {"reward/final": 1.0, "toyrules:short": 0.1}, "held_out": 0.0}
+    models = {"sft": "sft/final", "ppo": "@ppo/final"}
+    for judge in ("alias/final", {"use": "alias/final"}):
+        with pytest.raises(UserError, match=r"must not be what was optimized: .*reward"):
+            run(toy, {"ppo": ppo, "evaluate": {"models": models, "prompts": "prompts.jsonl", "judge": judge}}, name="c")
 
 
 def test_metrics_of_a_stopped_attempt_without_a_checkpoint_are_not_counted_twice(toy):

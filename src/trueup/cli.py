@@ -39,9 +39,7 @@ def demo(assignments: Keys = None, runs: Runs = RUNS) -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, world-gold, own.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, own.")],
     assignments: Keys = None,
     runs: Runs = RUNS,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
@@ -202,13 +200,25 @@ def world_export(folder: Annotated[Path, typer.Argument(help="Where the JSONL fi
 @world_app.command("build")
 def world_build(
     out: Annotated[Path, typer.Option(help="Where the base model goes.")] = Path("world-base"),
-    tokens: Annotated[float, typer.Option(help="Tokens to pretrain on; 0 for the shipped model's number.")] = 0,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to pretrain on; without it the shipped model's number.")
+    ] = None,
     seed: int = 0,
 ) -> None:
     """Train the tokenizer and the base model from the world's own corpus, and measure them."""
-    from trueup.world.build import WorldBuild, build
+    import json
 
-    build(out, config=WorldBuild(seed=seed, **({"tokens": int(tokens)} if tokens else {})))
+    from trueup.world.build import build
+
+    print(json.dumps(build(out, seed=seed, tokens=tokens), indent=2))
+
+
+@world_app.command("freeze", hidden=True)
+def world_freeze() -> None:
+    """Write the world's hash, as it stands, to the FROZEN file: for who changes the world."""
+    from trueup.world.build import freeze
+
+    print(freeze())
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ def test_a_completion_without_its_end_gets_a_score_below_all_others(toy):
     "keys, checked",
     [
         ({"adaptive_kl": {"target": 0.01, "horizon": 100}, "kl_coef": 0.1}, "kl_coef"),
-        ({"target_kl": 1e-7, "epochs": 4}, "epochs"),
+        ({"target_kl": 1e-7, "epochs": 4, "optim": {"lr": 1e-3, "schedule": "linear"}}, "epochs"),
         ({"whiten_rewards": True}, None),
         ({"clip_value": None}, None),
         ({"entropy_coef": 0.01}, "entropy_bonus"),
@@ -191,6 +191,8 @@ def test_every_choice_runs_and_does_what_it_says(toy, keys, checked):
         assert log[1]["kl_coef"] < log[0]["kl_coef"] == 0.1  # KL 0 lies below the target
     if checked == "epochs":
         assert log[-1]["epochs"] < 4
+        # 3 steps of 4 x 2 updates; the first two of a step were taken, and the rate falls with the step all the same
+        assert [row["policy_lr"] for row in log] == pytest.approx([1e-3 * (1 - (8 * i + 0.5) / 24) for i in range(3)])
     if checked == "entropy_bonus":
         assert log[0]["entropy_bonus"] < 0
 

@@ -174,6 +174,10 @@ class Learner:
         self.done += 1
         return {"grad_norm": float(norm), "lr": rate}
 
+    def skip(self, steps: int) -> None:
+        """Steps that will not be taken after all: the schedule counts them."""
+        self.done += steps
+
     # --- state ---------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:

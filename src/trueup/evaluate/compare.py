@@ -8,8 +8,10 @@ other prompts; never the proxy that PPO optimized. Intervals are 95% bootstraps 
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,8 +74,8 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     proxy = make_scorer(config.proxy, mesh) if config.proxy else None
     spec = config.gold if config.gold is not None else config.judge
     judge = make_judge(spec, mesh, seed=config.seed) if spec is not None else None  # type: ignore[arg-type]
-    if judge is not None and config.proxy is not None and spec == config.proxy:
-        raise UserError("evaluate: the judge of win rates must not be the proxy that was optimized")
+    if judge is not None and spec != config.gold and (climbed := scored_by(spec) & optimized(config)):
+        raise UserError(f"evaluate: the judge of win rates must not be what was optimized: {', '.join(climbed)}")
 
     modes = {"sampled": config.sampling}
     if config.greedy:
@@ -138,6 +140,24 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "temperature": config.sampling.temperature,
         "categories": sorted({p.category for p in prompts if p.category}),
     }
+
+
+def scored_by(spec: Any) -> set[str]:
+    """What a scorer or judge asks: folders as they really are, `module:function` as written."""
+    if isinstance(spec, Mapping):
+        return scored_by(spec["use"]) if "use" in spec else {name for one in spec for name in scored_by(one)}
+    return {str(Path(spec).resolve()) if Path(spec).exists() else str(spec)}
+
+
+def optimized(config: EvaluateConfig) -> set[str]:
+    """What any of the models was trained against: the proxy, and the scorers that their own runs name."""
+    found = scored_by(config.proxy) if config.proxy is not None else set()
+    for folder in config.models.values():
+        made_by = Path(folder).resolve().parent / "config.json"
+        if made_by.is_file():
+            keys = json.loads(made_by.read_text(encoding="utf-8")).get("config") or {}
+            found |= scored_by(keys["scorer"]) if keys.get("scorer") is not None else set()
+    return found
 
 
 def measure(

@@ -340,6 +340,8 @@ def update(config: PPOConfig, players: Players, rollout: Rollout, step: int) -> 
             moved.append(found["metric/approx_kl"])
         if config.target_kl and np.mean(moved) > config.target_kl:
             break
+    for learner in (players.policy, players.critic):
+        learner.skip((config.epochs - epochs) * config.minibatches)
     clock.mark("update")
     means = {name: float(np.mean(values)) for name, values in figures.items()}
     return {

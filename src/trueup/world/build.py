@@ -10,10 +10,8 @@ Not here: anything after pretraining. The loop is plain on purpose; the engine's
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
-import json
 import math
 import random
 import time
@@ -431,20 +429,3 @@ def freeze() -> str:
     value = world_hash()
     write_text(FROZEN, value + "\n")
     return value
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Build or freeze the built-in world.")
-    parser.add_argument("--out", type=Path, default=ASSETS / "base", help="folder of the base model")
-    parser.add_argument("--freeze", action="store_true", help="write the world's hash to FROZEN and stop")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, help="tokens in all, where a shorter or longer build is wanted")
-    options = parser.parse_args(arguments)
-    if options.freeze:
-        print(freeze())
-        return
-    print(json.dumps(build(options.out, seed=options.seed, tokens=options.tokens), indent=2))
-
-
-if __name__ == "__main__":
-    main()
