@@ -16,13 +16,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trueup.config import Config
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import by_rows, split, take
-from trueup.models.net import Batch, Net
+from trueup.models.net import Batch, InBF16, Net
 
 Losses = dict[str, tuple[Tensor, Tensor]]
 LossFn = Callable[[dict[str, Tensor], Batch], Losses]
@@ -61,21 +60,6 @@ class Optim(Config):
         return self.lr * share[self.schedule]
 
 
-class _InBF16(nn.Module):
-    """A network whose parameters are float32 and whose forward runs on a bfloat16 copy of them.
-
-    The cast is part of the graph, so that gradients arrive, add up and are reduced over ranks in float32.
-    """
-
-    def __init__(self, net: Net) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        copy = {name: p.to(torch.bfloat16) for name, p in self.net.named_parameters()}
-        return functional_call(self.net, copy, (batch,))  # type: ignore[no-any-return]
-
-
 class Learner:
     """A policy, critic or reward model that learns. `steps` is how many `step` calls the schedule spans.
 
@@ -96,7 +80,7 @@ class Learner:
         self.optim = optim
         self.steps = steps
         self.done = 0
-        self._module: nn.Module = _InBF16(net) if precision == "bf16" else net
+        self._module: nn.Module = InBF16(net) if precision == "bf16" else net
         self._parallel: nn.Module = self._module
         if self.mesh.world > 1:
             self._parallel = DistributedDataParallel(self._module, broadcast_buffers=False)

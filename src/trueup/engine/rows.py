@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from trueup.engine.mesh import Mesh, Shares
-from trueup.models.net import Batch, Net, exact_kl_per_token
+from trueup.models.net import Batch, InBF16, Net, exact_kl_per_token
 
 MICRO_TOKENS = 16384
 
 
 @torch.no_grad()
-def forward(net: Net, batch: Batch, mesh: Mesh, *, micro_tokens: int = MICRO_TOKENS) -> dict[str, Tensor]:
-    """The outputs of all rows [B, ...], on every rank."""
-    return by_rows(net, net.outputs_like(batch), batch, mesh, micro_tokens)
+def forward(
+    net: Net, batch: Batch, mesh: Mesh, *, micro_tokens: int = MICRO_TOKENS, bf16: bool = False
+) -> dict[str, Tensor]:
+    """The outputs of all rows [B, ...], on every rank. With a learner's precision and `micro_tokens` they equal those
+    of a learner with the same weights bit for bit."""
+    return by_rows(InBF16(net) if bf16 else net, net.outputs_like(batch), batch, mesh, micro_tokens)
 
 
 @torch.no_grad()

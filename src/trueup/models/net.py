@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from trueup.models.forward import device_of, hidden_states, packs
@@ -84,6 +85,21 @@ class Net(nn.Module):
             return {"scores": torch.zeros_like(batch["lengths"], dtype=torch.float32)}
         zero = torch.zeros_like(batch["ids"], dtype=torch.float32)
         return {"values": zero} if self.kind == "critic" else {"logprobs": zero, "entropy": zero}
+
+
+class InBF16(nn.Module):
+    """A network whose parameters are float32 and whose forward runs on a bfloat16 copy of them.
+
+    The cast is part of the graph, so that gradients arrive, add up and are reduced over ranks in float32.
+    """
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        copy = {name: p.to(torch.bfloat16) for name, p in self.net.named_parameters()}
+        return functional_call(self.net, copy, (batch,))  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
