@@ -213,6 +213,21 @@ def world_build(
     print(json.dumps(build(out, seed=seed, tokens=tokens), indent=2))
 
 
+@world_app.command("judge")
+def world_judge(
+    completions: Annotated[
+        Path | None, typer.Argument(help="A completions.jsonl of stage generate, two or more answers a prompt.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Who judges; the shipped base model where none is named.")] = None,
+) -> None:
+    """Whether a model's verdicts are right: on templated pairs, and on pairs of sampled answers."""
+    import json
+
+    from trueup.world.build import judge_model
+
+    print(json.dumps(judge_model(model, completions), indent=2))
+
+
 @world_app.command("freeze", hidden=True)
 def world_freeze() -> None:
     """Write the world's hash, as it stands, to the FROZEN file: for who changes the world."""

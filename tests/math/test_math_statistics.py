@@ -6,7 +6,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from trueup.math import bootstrap_interval, expected_calibration_error, wilson_interval
+from trueup.math import bootstrap_interval, expected_calibration_error
 
 
 def test_calibration_worked_by_hand():
@@ -61,38 +61,6 @@ def test_calibration_bins():
 def test_calibration_refuses_what_is_not_a_probability(p, outcome, bins, message):
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(p, outcome, bins)
-
-
-@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
-@pytest.mark.parametrize(("wins", "n"), [(8, 10), (1, 7), (31.5, 64), (499, 500), (3, 3.5)])
-def test_wilson_inverts_the_score_test(wins, n, level):
-    # Its ends are the rates p whose own standard error puts the observed rate z of them away.
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    low, high = wilson_interval(wins, n, level=level)
-    assert 0 <= low < wins / n < high <= 1
-    for p in (low, high):
-        assert (wins / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, rel=1e-9)
-
-
-def test_wilson_by_the_book_and_its_default():
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
-    assert wilson_interval(8, 10) == wilson_interval(8, 10, level=0.95)
-
-
-def test_wilson_at_the_ends():
-    assert wilson_interval(0, 0) == (0, 1)
-    for n in range(1, 200):
-        low, high = wilson_interval(0, n)
-        assert 0 <= low < 1e-12 and 0 < high < 1
-        low, high = wilson_interval(n, n)
-        assert 0 < low < 1 and 1 - 1e-12 < high <= 1
-    assert wilson_interval(0, 1)[1] == pytest.approx(1 - wilson_interval(1, 1)[0])
-
-
-@pytest.mark.parametrize(("wins", "n", "level"), [(-1, 5, 0.9), (6, 5, 0.9), (0, -1, 0.9), (1, 2, 0), (1, 2, 1)])
-def test_wilson_refuses_what_cannot_be(wins, n, level):
-    with pytest.raises(ValueError, match=f"{wins} wins of {n} at level {level}"):
-        wilson_interval(wins, n, level=level)
 
 
 def test_bootstrap_of_two_values():

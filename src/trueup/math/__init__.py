@@ -16,7 +16,7 @@ from trueup.math.ppo import (
     shape_rewards,
 )
 from trueup.math.preference import bradley_terry_loss, center_penalty
-from trueup.math.statistics import bootstrap_interval, expected_calibration_error, wilson_interval
+from trueup.math.statistics import bootstrap_interval, expected_calibration_error
 
 __all__ = [
     "AdaptiveKL",
@@ -36,5 +36,4 @@ __all__ = [
     "ppo_value_loss",
     "shape_rewards",
     "whiten",
-    "wilson_interval",
 ]

@@ -44,23 +44,6 @@ def expected_calibration_error(p: Numbers, outcome: Numbers, bins: int = 10) -> 
     return error, table
 
 
-def wilson_interval(wins: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a rate from `wins` successes (ties count one half) in n independent trials.
-
-        (w + z^2 / 2 +- z sqrt(w (n - w) / n + z^2 / 4)) / (n + z^2),   z the normal quantile of `level`
-
-    -> (low, high) in [0, 1]; (0, 1) where n is 0. ValueError unless 0 <= wins <= n and 0 < level < 1.
-    Source: Wilson 1927.
-    """
-    if not 0 <= wins <= n or not 0 < level < 1:
-        raise ValueError(f"{wins} wins of {n} at level {level}")
-    if n == 0:
-        return 0.0, 1.0
-    z = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
-    middle, half = wins + z**2 / 2, z * (wins * (n - wins) / n + z**2 / 4) ** 0.5
-    return max(0.0, (middle - half) / (n + z**2)), min(1.0, (middle + half) / (n + z**2))
-
-
 def bootstrap_interval(
     values: Numbers, *, seed: int, level: float = 0.95, samples: int = 10_000
 ) -> tuple[Tensor, Tensor]:

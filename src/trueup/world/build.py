@@ -22,12 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from trueup.config import Config
 from trueup.models.linear import fast_linears
 from trueup.records import write_json, write_text
-from trueup.world import ASSETS, FROZEN, world_hash
+from trueup.run import read_lines
+from trueup.world import ASSETS, FROZEN, base_path, world_hash
 from trueup.world import corpus as c
 from trueup.world import vocab as v
 from trueup.world.gold import core_of, gold_of
@@ -372,6 +380,19 @@ def judge_real(
         figures[category + "_flip"] = round(float(np.mean(odds[0::2] * odds[1::2] < 0)), 4)
         figures[category + "_n"] = len(cases) // 2
     return figures
+
+
+def judge_model(folder: Path | None, completions: Path | None) -> dict[str, dict[str, float]]:
+    """The judge's figures of a model (the shipped base where None): templated pairs, and each prompt's first two
+    sampled answers."""
+    folder = folder or base_path()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    out = {"templated": judge_templated(model, tokenizer)}
+    if completions is not None:
+        rows = [(r["prompt"][-1]["content"], r["completions"]) for r in read_lines(completions)]
+        pairs = [(question, a[0]["text"], a[1]["text"]) for question, a in rows if len(a) > 1]
+        out["sampled"] = judge_real(model, tokenizer, pairs)
+    return out
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
