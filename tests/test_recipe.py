@@ -184,6 +184,18 @@ def test_numbers_and_overrides(tmp_path):
         load_recipe("nothing.yaml")
 
 
+def test_a_nested_key_leaves_the_phase_s_other_defaults_as_they_are(tmp_path):
+    keys = {"phase": "reward", "model": "m", "data": "d"}
+    (plain,) = resolve(load_recipe({"name": "r", "stages": {"a": keys}}), tmp_path)
+    (other,) = resolve(load_recipe({"name": "r", "stages": {"a": {**keys, "train": {"optim": {"lr": 1}}}}}), tmp_path)
+    assert (other.config.train.optim.lr, plain.config.train.optim.lr) == (1, 5e-4)
+    mine = other.config.model_dump()
+    mine["train"]["optim"]["lr"] = 5e-4
+    assert mine == plain.config.model_dump() and mine["train"]["optim"]["schedule"] == "cosine"
+    (sampled,) = resolve(load_recipe({"name": "r", "stages": {"a": {**keys, "sampling": {"top_k": 5}}}}), tmp_path)
+    assert (sampled.config.sampling.max_tokens, sampled.config.sampling.top_k) == (64, 5)
+
+
 def test_the_recipe_for_ones_own_model_and_data(toy, monkeypatch):
     """The README's command, on the toy's files: who judges win rates shares no prompt with the proxy."""
     with pytest.raises(UserError, match=r"filled in: sft.model=..., sft.data=..."):

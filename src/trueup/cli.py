@@ -166,18 +166,20 @@ def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo.")]) ->
     if phase not in PHASES:
         raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(PHASES)}")
     module, cls = PHASES[phase]
-    _print_keys(getattr(importlib.import_module(module), cls), "", console)
+    _print_keys(getattr(importlib.import_module(module), cls), None, "", console)
 
 
-def _print_keys(cls: Any, prefix: str, console: Any) -> None:
+def _print_keys(cls: Any, values: Any, prefix: str, console: Any) -> None:
+    """`values`: a config whose values are the defaults here; None where the class's own are."""
     from pydantic import BaseModel
 
     for name, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and field.default is not None:
-            _print_keys(field.annotation, f"{prefix}{name}.", console)
+        default = field.default if values is None else getattr(values, name)
+        if isinstance(default, BaseModel):
+            _print_keys(type(default), default, f"{prefix}{name}.", console)
         else:
-            default = "required" if field.is_required() else repr(field.default)
-            console.print(f"{prefix}{name} = {default}", markup=False, style="bold")
+            shown = "required" if values is None and field.is_required() else repr(default)
+            console.print(f"{prefix}{name} = {shown}", markup=False, style="bold")
             if field.description:
                 console.print(f"    {' '.join(field.description.split())}", markup=False)
 

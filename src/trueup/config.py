@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trueup.records import UserError
 
@@ -22,6 +22,23 @@ class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, attribute docstrings as descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, data: Any) -> Any:
+        """Keys of a nested config are laid over this field's own default, not over the nested class's: a phase whose
+        default is Training(epochs=2) keeps its 2 epochs where only the rate is given."""
+        if not isinstance(data, Mapping):
+            return data
+        nested = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Config)}
+        return {k: _merged(nested[k].model_dump(), v) if k in nested else v for k, v in data.items()}
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """`over` laid over `under`, mapping by mapping."""
+    if not isinstance(under, Mapping) or not isinstance(over, Mapping):
+        return over
+    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}
 
 
 C = TypeVar("C", bound=Config)

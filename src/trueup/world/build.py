@@ -386,7 +386,8 @@ def judge_model(folder: Path | None, completions: Path | None) -> dict[str, dict
     """The judge's figures of a model (the shipped base where None): templated pairs, and each prompt's first two
     sampled answers."""
     folder = folder or base_path()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     out = {"templated": judge_templated(model, tokenizer)}
     if completions is not None:
         rows = [(r["prompt"][-1]["content"], r["completions"]) for r in read_lines(completions)]
