@@ -94,7 +94,8 @@ def test_single_stages_chain_by_files(toy, call):
     assert all(isinstance(a["score"], float) for row in rows for a in row["completions"])
     assert call(toy, "judge", f"completions={made}/completions.jsonl", "judge=reward/final")[0] == 0
     rows = [json.loads(line) for line in next((toy / "runs" / "judge").glob("judge-*/comparisons.jsonl")).open()]
-    assert rows and all("blue" in row["chosen"] for row in rows if "blue" in row["chosen"] + row["rejected"])
+    clean = [row for row in rows if {row["chosen"], row["rejected"]} == {"the sky is blue.", "yes please"}]
+    assert clean and all("blue" in row["chosen"] for row in clean)
 
 
 def test_keys_lists_every_key_with_its_meaning(toy, call):
