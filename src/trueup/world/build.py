@@ -71,7 +71,7 @@ class Schedule(Config):
 # First the world; then lessons in judging, from easy to hard. A small model that meets opposite principles from the
 # start learns neither: whichever answer it looks at, the verdict is even odds.
 SCHEDULES = (
-    Schedule(mixes=(("world", 8_000_000),)),
+    Schedule(mixes=(("world", 11_500_000),)),
     Schedule(
         mixes=(("first lessons", 350_000), ("second lessons", 1_150_000), ("lessons", 2_700_000)), verdict_weight=8.0
     ),

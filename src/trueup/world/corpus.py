@@ -1,9 +1,9 @@
 """The pretraining corpus: documents that the world writes, one seeded stream, never stored.
 
-Kinds, each a function of a random generator: statements, FAQ pages, forum threads, rambling, graded answers, judging
-texts (a pair, then one to three questions about it, each with its verdict) and critique-and-revision texts. A forum
-has ten users, two of whom are called User and Assistant, so that the chat template is plain forum text to the base
-model, and a question there is as likely to be met by another question as by an answer.
+Kinds, each a function of a random generator: statements, FAQ pages, drills, forum threads, rambling, graded answers,
+judging texts (a pair, then one to three questions about it, each with its verdict) and critique-and-revision texts. A
+forum has ten users, two of whom are called User and Assistant, so that the chat template is plain forum text to the
+base model, and a question there is as likely to be met by another question as by an answer.
 
 Judging texts put several, often opposite, principles to the same pair, so that the principle must be read.
 """
@@ -148,6 +148,27 @@ def faq(rng: random.Random) -> str:
         task = any_task(rng)
         text = made(task, pick(FAQ_QUALITIES[task.category], rng), style, rng).text
         lines.append(f"Q: {any_wording(task, rng)}\nA: {text}")
+    return "\n".join(lines)
+
+
+# What a small model finds hard, and so reads more of: (category, kind) -> share.
+_DRILLED = {
+    ("list", "members"): 0.4,
+    ("list", "repeat"): 0.1,
+    ("arithmetic", ""): 0.3,
+    ("string", ""): 0.1,
+    ("fact", ""): 0.1,
+}
+
+
+def drill(rng: random.Random) -> str:
+    """A page of exercises of one kind, each with its bare right answer."""
+    category, kind = rng.choices(list(_DRILLED), weights=list(_DRILLED.values()))[0]
+    lines: list[str] = []
+    while len(lines) < 5:
+        task = any_task(rng, category)
+        if kind in ("", task.kind):
+            lines.append(f"Q: {any_wording(task, rng)}\nA: {core(task, 'right', rng)}")
     return "\n".join(lines)
 
 
@@ -437,6 +458,7 @@ Maker = Callable[[random.Random], str]
 # What each stage of pretraining reads: (kind of document, share).
 MIXES: dict[str, tuple[tuple[Maker, float], ...]] = {
     "world": (
+        (drill, 0.16),
         (statements, 0.16),
         (faq, 0.22),
         (forum, 0.20),
@@ -454,6 +476,7 @@ MIXES: dict[str, tuple[tuple[Maker, float], ...]] = {
     "second lessons": (
         (second_lesson, 0.55),
         (first_lesson, 0.10),
+        (drill, 0.06),
         (statements, 0.06),
         (faq, 0.12),
         (forum, 0.12),
@@ -462,6 +485,7 @@ MIXES: dict[str, tuple[tuple[Maker, float], ...]] = {
     "lessons": (
         (lesson, 0.46),
         (second_lesson, 0.10),
+        (drill, 0.06),
         (statements, 0.07),
         (faq, 0.12),
         (forum, 0.14),
@@ -471,12 +495,14 @@ MIXES: dict[str, tuple[tuple[Maker, float], ...]] = {
     "first length lessons": (
         (first_length_lesson, 0.45),
         (lesson, 0.25),
+        (drill, 0.06),
         (faq, 0.14),
         (forum, 0.16),
     ),
     "length lessons": (
         (length_lesson, 0.35),
         (lesson, 0.30),
+        (drill, 0.06),
         (statements, 0.05),
         (faq, 0.14),
         (forum, 0.16),
@@ -484,6 +510,7 @@ MIXES: dict[str, tuple[tuple[Maker, float], ...]] = {
     "all lessons": (
         (lesson, 0.28),
         (length_lesson, 0.12),
+        (drill, 0.10),
         (statements, 0.10),
         (faq, 0.17),
         (forum, 0.18),
