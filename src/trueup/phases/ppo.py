@@ -81,12 +81,12 @@ class PPOConfig(Config):
     audit: Spec | None = None
     """Another scorer that is only logged, beside the one that is optimized: a gold score where one is known."""
     seed: int = 0
-    steps: int = Field(60, gt=0)
+    steps: int = Field(80, gt=0)
     batch: int = Field(64, gt=0)
     """Completions a step."""
     epochs: int = Field(2, gt=0)
     minibatches: int = Field(2, gt=0)
-    kl_coef: float = Field(0.3, ge=0)
+    kl_coef: float = Field(0.25, ge=0)
     adaptive_kl: Adaptive | None = None
     """Where given, `kl_coef` is only the controller's start."""
     gamma: float = Field(1.0, gt=0, le=1)

@@ -42,7 +42,7 @@ class SFTConfig(Config):
     """Rows with more tokens are dropped, and counted."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts kept for validation."""
-    train: Training = Training(optim=Optim(lr=7e-4, schedule="cosine", warmup=0.05))
+    train: Training = Training(optim=Optim(lr=3e-4, schedule="cosine", warmup=0.05))
     sampling: Sampling = Sampling(max_tokens=64)
     """How the samples at the end are drawn."""
     samples: int = display(64, ge=0)
