@@ -34,6 +34,9 @@ def test_demonstrations(tmp_path, row):
     "row",
     [
         {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"},
+        {"prompt": "Hi", "chosen": [USER, REPLY], "rejected": [USER, {"role": "assistant", "content": "Go"}]},
+        {"prompt": [USER], "chosen": [USER, REPLY], "rejected": [{"role": "assistant", "content": "Go"}]},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": " Go"},
         {"prompt": [USER], "chosen": [REPLY], "rejected": [{"role": "assistant", "content": "Go"}]},
         {"chosen": [USER, REPLY], "rejected": [USER, {"role": "assistant", "content": "Go"}]},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"},
@@ -42,7 +45,7 @@ def test_demonstrations(tmp_path, row):
 def test_preferences(tmp_path, row):
     row |= {"label": 0.75, "margin": 2, "weight": 0.5, "category": "greeting", "rejected_ended": False}
     (p,) = read_preferences(write(tmp_path / "p.jsonl", row)).records
-    assert (p.prompt, p.chosen.text, p.rejected.text) == (Prompt.of("Hi"), "Hello", "Go")
+    assert (p.prompt, p.chosen.text.strip(), p.rejected.text.strip()) == (Prompt.of("Hi"), "Hello", "Go")
     assert (p.label, p.margin, p.weight, p.prompt.category) == (0.75, 2, 0.5, "greeting")
     assert p.chosen.ended and not p.rejected.ended
 
@@ -52,6 +55,25 @@ def test_transcripts_of_several_turns(tmp_path):
     (p,) = read_preferences(write(tmp_path / "p.jsonl", {"chosen": text + "x", "rejected": text + "y"})).records
     assert [m["content"] for m in p.prompt.messages] == ["a", "b", "c"]
     assert p.chosen.text == "x"
+    split = {"prompt": text, "chosen": "x", "rejected": "y"}  # what HH looks like where its prompts stand apart
+    assert read_preferences(write(tmp_path / "s.jsonl", split)).records == [p]
+    assert read_prompts(tmp_path / "s.jsonl").records == [p.prompt]
+    assert read_demonstrations(write(tmp_path / "d.jsonl", {"prompt": text, "completion": "x"})).records[0].reply == "x"
+
+
+def test_conversations_that_go_on_from_the_prompt(tmp_path):
+    """The prompt is all that both share, with the system message that a prompt of one question leaves out."""
+    system = {"role": "system", "content": "Be kind."}
+    shared = [system, USER, REPLY, {"role": "user", "content": "Who are you?"}]
+    row = {
+        "prompt": "Hi",
+        "chosen": [*shared, {"role": "assistant", "content": "A friend."}],
+        "rejected": [*shared, {"role": "assistant", "content": "Nobody."}],
+    }
+    (p,) = read_preferences(write(tmp_path / "p.jsonl", row)).records
+    assert (list(p.prompt.messages), p.chosen.text, p.rejected.text) == (shared, "A friend.", "Nobody.")
+    whole = {**row, "prompt": [system, USER]}
+    assert read_preferences(write(tmp_path / "w.jsonl", whole)).records == [p]
 
 
 def test_parquet_and_gzip_read_like_jsonl(tmp_path):
@@ -79,13 +101,14 @@ def test_useless_rows_are_dropped_and_counted(tmp_path):
         {"prompt": "Hi", "chosen": "same", "rejected": "same "},
         {"prompt": "Hi", "chosen": "a", "rejected": "b"},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"},
+        {"prompt": "Hi", "chosen": [USER, REPLY], "rejected": [USER, REPLY, USER, REPLY]},
     ]
     found = read_preferences(write(tmp_path / "p.jsonl", *rows))
     assert len(found) == 1 and found.dropped == {
         "chosen == rejected": 1,
-        "pairs whose conversations differ before the last turn": 1,
+        "pairs whose conversations differ before the last turn": 2,
     }
-    assert "1 of 3 rows" in found.note()
+    assert "1 of 4 rows" in found.note()
 
 
 @pytest.mark.parametrize(
@@ -122,9 +145,35 @@ def test_files_that_cannot_be_read(tmp_path):
             read_prompts(tmp_path / name)
 
 
-def test_label_out_of_range(tmp_path):
-    row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "label": 1.5}
-    with pytest.raises(UserError, match=r"label.*\[0, 1\]"):
+TWO_HUMANS = "\n\nHuman: Hi\n\nHuman: Ho\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"label": 1.5}, "column 'label' must lie in [0, 1]"),
+        ({"weight": -1}, "'weight' must not be negative"),
+        *(({name: float("nan")}, f"column '{name}' must be a finite number") for name in ("label", "margin", "weight")),
+        *(({name: float("inf")}, f"column '{name}' must be a finite number") for name in ("label", "margin", "weight")),
+        ({"margin": -(10**400)}, "column 'margin' must be a finite number"),
+        ({"weight": "2"}, "column 'weight' must be a finite number, found '2'"),
+        ({"chosen": [{"role": "user", "content": "Ho"}, REPLY]}, "column 'chosen' holds a conversation that does not"),
+        ({"prompt": [{"role": "system", "content": "x"}, USER], "rejected": [USER, REPLY]}, "column 'rejected' holds"),
+        ({"prompt": [USER, REPLY, USER], "chosen": [USER, REPLY]}, "column 'chosen' holds a conversation"),
+        ({"prompt": "\n\nHuman: Hi\n\nAssistant: so far"}, "column 'prompt' must end with the user's turn"),
+        ({"prompt": TWO_HUMANS}, "column 'prompt': roles out of order (user, user, assistant)"),
+    ],
+)
+def test_bad_preferences_name_file_line_and_column(tmp_path, row, said):
+    good = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    with pytest.raises(UserError, match=r"p\.jsonl, line 2: ") as error:
+        read_preferences(write(tmp_path / "p.jsonl", good, good | row))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_transcript_with_two_human_turns_in_a_row_is_refused(tmp_path):
+    row = {"chosen": TWO_HUMANS + "a", "rejected": TWO_HUMANS + "b"}
+    with pytest.raises(UserError, match=r"p\.jsonl, line 1: column 'chosen': roles out of order"):
         read_preferences(write(tmp_path / "p.jsonl", row))
 
 

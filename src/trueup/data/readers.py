@@ -4,12 +4,13 @@
     prompt, completion            string or message list                              -> Demonstration
     instruction, input, output    Alpaca's columns; `instances` of input and output   -> Demonstration
     prompt                        string or message list                              -> Prompt
-    prompt, chosen, rejected      string or message list                              -> Preference
+    prompt, chosen, rejected      replies, or whole conversations that open with it   -> Preference
     chosen, rejected              the prompt is what both conversations share         -> Preference
 
-Strings in `chosen`/`rejected` without a prompt may be "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts. Other columns
-(`category`, `label`, `margin`, `weight`, `rater`) are kept where they are known. A row that cannot be read stops
-the reader with file and line; a row that is readable but useless (chosen == rejected) is dropped and counted.
+Strings may be "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts: whole in `chosen`/`rejected` without a prompt, up to
+the reply in `prompt`. Other columns (`category`, `label`, `margin`, `weight`, `rater`) are kept where they are known.
+A row that cannot be read stops the reader with file and line; a row that is readable but useless (chosen == rejected)
+is dropped and counted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from trueup.records import Completion, Demonstration, Message, Preference, Promp
 
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
+LARGEST = 3e38
+"""The losses are computed in float32, which holds no larger number."""
 
 
 @dataclass
@@ -134,7 +137,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _messages(value: Any, column: str) -> list[Message]:
     if isinstance(value, str):
-        return _transcript(value) or [{"role": "user", "content": value}]
+        return _alternating(_transcript(value) or [{"role": "user", "content": value}], column)
     if not isinstance(value, list) or not value:
         raise BadRow(f"column '{column}' must be text or a list of messages, found {type(value).__name__}")
     out: list[Message] = []
@@ -145,16 +148,20 @@ def _messages(value: Any, column: str) -> list[Message]:
         if role not in ROLES:
             raise BadRow(f"column '{column}': role {role!r}; expected one of {', '.join(ROLES)}")
         out.append({"role": role, "content": message["content"]})
-    spoken = [m["role"] for m in out if m["role"] != "system"]
+    return _alternating(out, column)
+
+
+def _alternating(messages: list[Message], column: str) -> list[Message]:
+    spoken = [m["role"] for m in messages if m["role"] != "system"]
     if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
         raise BadRow(
             f"column '{column}': roles out of order ({', '.join(spoken)}); expected user, assistant, user, ..."
         )
-    return out
+    return messages
 
 
 def _transcript(text: str) -> list[Message] | None:
-    """'\\n\\nHuman: ...\\n\\nAssistant: ...' as messages; None where the text is not one."""
+    """'\\n\\nHuman: ...\\n\\nAssistant: ...' as messages, replies in a row as one; None where the text is not one."""
     if not text.lstrip().startswith("Human:"):
         return None
     out: list[Message] = []
@@ -169,6 +176,14 @@ def _transcript(text: str) -> list[Message] | None:
 def _meta(row: dict[str, Any]) -> dict[str, Any]:
     meta = dict(row["meta"]) if isinstance(row.get("meta"), dict) else {}
     return meta | {name: row[name] for name in ("category", "gold_margin") if row.get(name) is not None}
+
+
+def _before(row: dict[str, Any]) -> list[Message]:
+    """The prompt's messages; a transcript may end with the assistant's turn, still empty."""
+    messages = _messages(row["prompt"], "prompt")
+    if isinstance(row["prompt"], str) and messages[-1] == {"role": "assistant", "content": ""}:
+        messages.pop()
+    return messages
 
 
 def _awaiting(messages: Sequence[Message], row: dict[str, Any], column: str) -> Prompt:
@@ -195,6 +210,18 @@ def _split(value: Any, column: str) -> tuple[list[Message], str]:
     return messages[:-1], messages[-1]["content"]
 
 
+def _after(prompt: list[Message], value: Any, column: str) -> tuple[list[Message], str]:
+    """(what awaits the reply, the reply) from a reply, or from a whole conversation that opens with the prompt."""
+    if not isinstance(value, list) or len(value) < 2:
+        return prompt, _reply(value, column)
+    before, reply = _split(value, column)
+    # a prompt that is only the first question says nothing of the system message above it
+    opening = before if prompt[0]["role"] == "system" else [m for m in before if m["role"] != "system"]
+    if opening[: len(prompt)] != prompt:
+        raise BadRow(f"column '{column}' holds a conversation that does not start with the messages of column 'prompt'")
+    return before, reply
+
+
 def _instruction(row: dict[str, Any]) -> list[Message]:
     """An instruction, with its input below it where there is one."""
     parts = [row["instruction"], row.get("input") or ""]
@@ -209,7 +236,7 @@ def _demonstration(row: dict[str, Any]) -> Demonstration | str:
     elif "messages" in row:
         before, reply = _split(row["messages"], "messages")
     elif "prompt" in row and "completion" in row:
-        before, reply = _messages(row["prompt"], "prompt"), _reply(row["completion"], "completion")
+        before, reply = _before(row), _reply(row["completion"], "completion")
     else:
         raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
     return Demonstration(_awaiting(before, row, "prompt"), reply) if reply.strip() else "empty replies"
@@ -217,7 +244,7 @@ def _demonstration(row: dict[str, Any]) -> Demonstration | str:
 
 def _prompt(row: dict[str, Any]) -> Prompt | str:
     if "prompt" in row:
-        return _awaiting(_messages(row["prompt"], "prompt"), row, "prompt")
+        return _awaiting(_before(row), row, "prompt")
     if "instruction" in row:
         return _awaiting(_instruction(row), row, "instruction")
     if "messages" in row:
@@ -231,21 +258,16 @@ def _preference(row: dict[str, Any]) -> Preference | str:
     if "chosen" not in row or "rejected" not in row:
         raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
     if "prompt" in row:
-        before = _messages(row["prompt"], "prompt")
-        chosen, rejected = _reply(row["chosen"], "chosen"), _reply(row["rejected"], "rejected")
+        prompt = _before(row)
+        (before, chosen), (other, rejected) = (_after(prompt, row[side], side) for side in ("chosen", "rejected"))
     else:
-        before, chosen = _split(row["chosen"], "chosen")
-        other, rejected = _split(row["rejected"], "rejected")
-        if before != other:
-            return "pairs whose conversations differ before the last turn"
+        (before, chosen), (other, rejected) = (_split(row[side], side) for side in ("chosen", "rejected"))
+    if before != other:
+        return "pairs whose conversations differ before the last turn"
     if chosen.strip() == rejected.strip():
         return "chosen == rejected"
-    numbers = {}
-    for name, default in (("label", 1.0), ("margin", 0.0), ("weight", 1.0)):
-        value = row.get(name)
-        if value is not None and not isinstance(value, int | float):
-            raise BadRow(f"column '{name}' must be a number, found {value!r}")
-        numbers[name] = default if value is None else float(value)
+    defaults = {"label": 1.0, "margin": 0.0, "weight": 1.0}
+    numbers = {name: _number(row, name, default) for name, default in defaults.items()}
     if not 0 <= numbers["label"] <= 1 or numbers["weight"] < 0:
         raise BadRow("column 'label' must lie in [0, 1] and 'weight' must not be negative")
     stops = {True: "eos", False: "length"}
@@ -256,6 +278,13 @@ def _preference(row: dict[str, Any]) -> Preference | str:
         rater=str(row.get("rater") or ""),
         **numbers,
     )
+
+
+def _number(row: dict[str, Any], column: str, default: float) -> float:
+    value = default if row.get(column) is None else row[column]
+    if not isinstance(value, int | float) or not abs(value) < LARGEST:
+        raise BadRow(f"column '{column}' must be a finite number, found {value!r}")
+    return float(value)
 
 
 # splits
