@@ -9,6 +9,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.models import tiny
+from tests.models_made import make_tokenizer
+from trueup.data.chat import Chat
+from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling, closed, filtered, groups
 from trueup.models.net import Net
 from trueup.records import Completion
@@ -198,21 +201,21 @@ def test_filtered_by_hand(top_k: int, top_p: float, want: list[float]) -> None:
     assert filtered(torch.tensor([[0.1, 0.4, 0.2, 0.3]]), top_k, top_p)[0].tolist() == pytest.approx(want)
 
 
-def scripted(*after: int) -> PreTrainedModel:
+def scripted(*after: int, vocab: int = tiny.VOCAB) -> PreTrainedModel:
     """A model that says these tokens one after another, by position, whatever it reads, from a prompt of one token."""
     model = tiny.policy("gpt2")
     width = len(after) + 1
     assert width <= 32
+    model.transformer.wte = torch.nn.Embedding(vocab, 32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.transformer.ln_f.weight.fill_(1.0)
-        head = torch.nn.Linear(32, tiny.VOCAB, bias=False)
+        head = torch.nn.Linear(32, vocab, bias=False)
         head.weight.zero_()
         for position, token in enumerate(after):
             model.transformer.wpe.weight[position, position] = 1.0
             head.weight[token, position] = 9.0
-        model.transformer.wte.weight.zero_()
     model.lm_head = head
     return model
 
@@ -248,6 +251,27 @@ def test_stop_strings_far_from_the_start() -> None:
     tokens = [1 + i % 3 for i in range(25)] + [20, 21, 22]
     done = said(scripted(*tokens), max_tokens=40, stop=("uvw",))[0]
     assert done.stop == "stop" and done.text == words(tokens[:25])
+
+
+@pytest.mark.parametrize(
+    "says, stop, text, written",
+    [
+        (" yes please\nno", "\n", "yes please", "yes please\n"),
+        (" yes please \n\nno", "\n\n", "yes please ", "yes please \n\n"),
+        (" yes please. no", "e. ", "yes pleas", "yes please. "),
+        ("\nUser: no", "\nUser:", "", "\nUser:"),
+        (" \n yes please \n", "no", "yes please", "\n yes please \n"),
+    ],
+)
+def test_whitespace_in_stop_strings(mesh: Mesh, says: str, stop: str, text: str, written: str) -> None:
+    """The token that ends a stop string is the last, whitespace or not; the space of the template counts as none."""
+    chat = Chat(make_tokenizer())
+    ids = [t for c in says for t in chat.tokenizer(c)["input_ids"]]
+    model = scripted(*ids, chat.end_id, vocab=len(chat.tokenizer))
+    one = Sampler.speaking(chat, model, mesh)
+    (done,) = one.sample([[5]], Sampling(greedy=True, max_tokens=30, stop=(stop,)), seed=0)
+    assert (done.text, chat.decode(done.ids)) == (text, written)
+    assert done.stop == ("eos" if stop == "no" else "stop")
 
 
 def test_answers_of_one_token() -> None:

@@ -121,11 +121,12 @@ class Chat:
         return self._ids(self._prefix + reply.strip()) + ([self.end_id] if ended else [])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """A completion's text without the end token."""
+        """A completion's text as it was written: without the end token and what the template puts before the content,
+        but with the whitespace around it, in which a stop string may end."""
         ids = list(ids)
         if ids and ids[-1] == self.end_id:
             ids = ids[:-1]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False)).strip()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False)).removeprefix(self._prefix)
 
     def encode(self, demonstration: Demonstration) -> Encoded:
         """A demonstration: loss on every assistant turn and its end token where the template is prefix-stable."""

@@ -115,7 +115,7 @@ class Sampler:
     """Samples from `model` as it is at each call. Up to `slots` rows decode at a time in each process, fewer where
     their keys and values would not fit into 2 GiB, or on CUDA into half of what is free.
 
-    `decode(ids) -> text` is needed for the texts of completions and for stop strings.
+    `decode(ids) -> text` is needed for the texts of completions and for stop strings; it keeps whitespace as it is.
     """
 
     def __init__(
@@ -366,7 +366,7 @@ class _Run:
             kept = row[:count]
             text = self.sampler.decode(kept[:-1] if reason == "eos" else kept)
             found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
-            text = text[: min(found, default=len(text))]
+            text = text[: min(found)].lstrip() if found else text.strip()
             self.results[self.active[slot]] = Completion(text, reason, tuple(kept), tuple(lp[:count]), self.version)  # type: ignore[arg-type]
         place = closed(len(self.active), slots)
         moved = [slot for slot in range(len(place)) if place[slot] != slot]
