@@ -39,13 +39,13 @@ class JudgeConfig(Config):
     overlap: float = Field(0.1, ge=0, le=1)
     """Share of the pairs that are asked twice, the second time of a judge with another seed."""
     limit: int = Field(0, ge=0)
-    """At most so many comparisons; 0 keeps all."""
+    """Ask about so many pairs at most; 0 for all. What is asked twice comes on top."""
     seed: int = 0
 
 
 def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
-    comparisons, dropped = pair_up(config.completions, rng)
+    comparisons, dropped = pair_up(config.completions, config.limit, rng)
     if not comparisons:
         raise UserError(f"{config.completions}: no prompt has two different completions")
     judge = make_judge(config.judge, mesh, seed=config.seed)
@@ -59,7 +59,6 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             dropped["the judge abstained"] += 1
         else:
             kept.append((comparison, verdict))
-    kept = kept[: config.limit or None]
     gold = make_scorer(config.audit, mesh) if config.audit else None
     flat = [(c.prompt, completion) for c, _ in kept for completion in c.completions]
     values = gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(kept)
@@ -102,8 +101,8 @@ def _second(verdict: Verdict) -> Verdict:
     return replace(verdict, rater=f"{verdict.rater}, asked second")
 
 
-def pair_up(path: str, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
-    """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random."""
+def pair_up(path: str, limit: int, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
+    """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random; and what is left out."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     out: list[Comparison] = []
@@ -111,9 +110,13 @@ def pair_up(path: str, rng: np.random.Generator) -> tuple[list[Comparison], Coun
     for row in read_lines(Path(path)):
         prompt = Prompt(tuple(row["prompt"]), {"category": row.get("category")})
         answers = [Completion(c["text"], c["stop"]) for c in row["completions"]]
+        if len(answers) % 2:
+            dropped["answers without a partner"] += 1
         for a, b in zip(answers[::2], answers[1::2], strict=False):
             if a.text == b.text:
                 dropped["both answers the same"] += 1
+            elif limit and len(out) == limit:
+                dropped["over the limit"] += 1
             else:
                 out.append(Comparison(prompt, (a, b) if rng.random() < 0.5 else (b, a)))
     return out, dropped
