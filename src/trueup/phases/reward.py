@@ -202,7 +202,7 @@ def evaluate(
     agreement = rater_agreement(everything)
     return {
         "accuracy": right(gap, label),
-        "longer_wins": right(longer, label),
+        "longer_wins": right(longer, label) + float((longer == 0).double().mean()) / 2,  # of equal length: a toss
         "agreement": agreement,
         "ceiling": ceiling(agreement),
         "pairs": len(pairs),
