@@ -1,4 +1,4 @@
-"""Shared fixtures; a skip in CI is a failure."""
+"""Shared fixtures; a skip in CI is a failure, save where ../shared does not lie beside the checkout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.models_made import make_model
+from tests.shared import ABSENT
 from tests.toy import make_toy
 
 torch.set_num_threads(1)
@@ -34,8 +35,26 @@ def mesh():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    report = yield
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+    return failed_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return failed_if_skipped((yield))
+
+
+def failed_if_skipped(report):
+    allowed = hasattr(report, "wasxfail") or ABSENT in str(report.longrepr)
+    if report.skipped and os.environ.get("CI") and not allowed:
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what a checkout without ../shared has not tested, which no failure tells."""
+    untested = [r for r in terminalreporter.stats.get("skipped", []) if ABSENT in str(r.longrepr)]
+    if untested:
+        terminalreporter.section("not tested here")
+    for report in untested:
+        terminalreporter.line(f"{report.nodeid}: {report.longrepr[2]}")

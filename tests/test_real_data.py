@@ -9,13 +9,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.models_made import make_model
+from tests.shared import SHARED, needs_shared
 from tests.toy import results, run
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the public data sets in {DATA}")
+DEMONSTRATIONS, COMPARISONS = "data/self-instruct/seed_tasks.jsonl", "data/hh-rlhf/test.jsonl.gz"
 
 
-@needs_data
+@needs_shared(DEMONSTRATIONS, COMPARISONS)
 @pytest.mark.long
 def test_sft_and_reward_model_on_public_data(tmp_path):
     make_model(tmp_path / "base")
@@ -24,14 +24,14 @@ def test_sft_and_reward_model_on_public_data(tmp_path):
         {
             "sft": {
                 "model": "base",
-                "data": str(DATA / "self-instruct" / "seed_tasks.jsonl"),
+                "data": str(SHARED / DEMONSTRATIONS),
                 "max_length": 400,
                 "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}},
                 "sampling": {"max_tokens": 8},
             },
             "reward": {
                 "model": "@sft/final",
-                "data": str(DATA / "hh-rlhf" / "test.jsonl.gz"),
+                "data": str(SHARED / COMPARISONS),
                 "max_length": 256,
                 "held_out": 0.2,
                 "normalize_samples": 64,
@@ -51,7 +51,7 @@ def test_sft_and_reward_model_on_public_data(tmp_path):
     AutoModelForSequenceClassification.from_pretrained(stages["reward"].folder / "final", num_labels=1)
 
 
-@needs_data
+@needs_shared("vectors.json")
 def test_the_vectors_are_the_published_ones():
     ours = json.loads((Path(__file__).parent / "math" / "vectors.json").read_text())
-    assert ours == json.loads((DATA.parent / "vectors.json").read_text())
+    assert ours == json.loads((SHARED / "vectors.json").read_text())
