@@ -50,7 +50,7 @@ def test_bradley_terry_errs_on_close_pairs() -> None:
 
 def test_the_pool_agrees_as_people_do() -> None:
     figures = reliability(pool(13, 0), pool(13, 1), PAIRS)
-    assert 0.63 <= figures["agreement"] <= 0.79  # InstructGPT: 72.6 of training, 77.3 (1.3) of held-out labelers
+    assert 0.63 <= figures["agreement"] <= 0.79  # published: .63 to .773 (.013); the pool agrees a little more
     assert 0.57 <= figures["prefers_longer"] <= 0.68
     assert 0.65 <= figures["accuracy"] <= 0.80
     assert 0.60 <= figures["kept"] <= 0.90  # better demonstrations are nearer ties; .72 on pairs sampled from SFT
