@@ -74,6 +74,36 @@ def test_contents_of_inputs_are_part_of_the_key(toy):
         assert resolve(load_recipe(with_rule), Path("runs"))[0].key != rule
 
 
+def test_a_name_is_keyed_as_written_and_a_path_by_its_contents(toy, tmp_path, monkeypatch):
+    """A folder that is called as a model, a precision or a stop string is called has nothing to do with the stage."""
+    model, data = f"{toy}/base", "prompts.jsonl"
+    stages = {
+        "evaluate": {
+            "models": {"sft": model},
+            "prompts": data,
+            "gold": {"rule.bin": 1},
+            "sampling": {"stop": ["stop"]},
+        },
+        "judge": {"completions": data, "judge": {"use": "rule.bin", "n": 13}},
+        "sft": {"model": model, "data": data, "train": {"optim": {"schedule": "cosine"}, "precision": "bf16"}},
+    }
+    monkeypatch.chdir(tmp_path)
+
+    def keys() -> dict[str, str]:
+        return {s.name: s.key for s in resolve(load_recipe({"name": "names", "stages": stages}), Path("runs"))}
+
+    Path("prompts.jsonl").write_text("{}")
+    Path("rule.bin").write_text("a rule")
+    before = keys()
+    for name in ("sft", "stop", "n", "use", "cosine", "bf16"):
+        Path(name).mkdir()
+    assert keys() == before
+    Path("rule.bin").write_text("another rule")
+    assert {name for name, key in keys().items() if key != before[name]} == {"evaluate", "judge"}
+    Path("prompts.jsonl").write_text("{ }")
+    assert keys()["sft"] != before["sft"]
+
+
 def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "trueup", *arguments]
 

@@ -2,15 +2,16 @@
 
 Default < YAML < `dotted.key=value`. A phase's config stands beside its loop and is composed, never inherited
 (`optim: Optim`). Attribute docstrings are the help. A key marked `display()` changes what is shown or how often
-the run is saved, never the result, and so stays out of a stage's key.
+the run is saved, never the result, and so stays out of a stage's key. Any other text may be a path, whose contents
+count, unless its key is marked `named()`: a forgotten mark makes a stage again for nothing, never keeps a stale one.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -49,6 +50,11 @@ def display(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"display": True}, **constraints)
 
 
+def named(default: Any) -> Any:
+    """A field that holds a name, never a path: it means the same whatever files there are."""
+    return Field(default, json_schema_extra={"name": True})
+
+
 def parse(cls: type[C], data: Mapping[str, Any], where: str) -> C:
     """`data` as a `cls`. Raises UserError naming `where`, the key, what was expected, and the nearest known key."""
     try:
@@ -74,25 +80,27 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
     return f"key '{key}': {item['msg']} (got {item['input']!r})"
 
 
-def key_fields(config: BaseModel) -> dict[str, Any]:
-    """The config as JSON-ready data without its display keys: what a stage's key is made from."""
+def key_fields(config: BaseModel, content: Callable[[str], str]) -> dict[str, Any]:
+    """The config as JSON-ready data without its display keys, `content` in the place of each text that may be a path:
+    what a stage's key is made from."""
     out: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("display"):
-            continue
-        value = getattr(config, name)
-        out[name] = key_fields(value) if isinstance(value, BaseModel) else _plain(value)
+    for key, field in type(config).model_fields.items():
+        marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if not marks.get("display"):
+            plain = marks.get("name") or get_origin(field.annotation) is Literal
+            out[key] = _plain(getattr(config, key), str if plain else content)
     return out
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, content: Callable[[str], str]) -> Any:
     if isinstance(value, BaseModel):
-        return key_fields(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return key_fields(value, content)
+    if isinstance(value, Mapping):  # in a weighted sum {scorer: weight} it is the keys that may be paths
+        weights = all(isinstance(v, int | float) for v in value.values())
+        return {content(str(k)) if weights else str(k): _plain(v, content) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+        return [_plain(v, content) for v in value]
+    return content(str(value)) if isinstance(value, str | Path) else value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -151,21 +151,15 @@ def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dic
 def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Stage]) -> str:
     """Ten hex digits of the hash of what decides the stage's result."""
 
-    def content(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(content(k)): content(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [content(v) for v in value]
-        if not isinstance(value, str):
-            return value
+    def content(value: str) -> str:
         for stage in stages.values():  # what another stage made is known by that stage's key
             if value == str(stage.folder) or value.startswith(f"{stage.folder}/"):
                 return f"@{stage.key}{value[len(str(stage.folder)) :]}"
         if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             return f"{value} {module_hash(value.partition(':')[0])}"
-        return f"{hash_path(Path(value))}" if value and Path(value).exists() else value
+        return hash_path(Path(value)) if value and Path(value).exists() else value
 
-    text = json.dumps([phase, version, content(key_fields(config))], sort_keys=True)
+    text = json.dumps([phase, version, key_fields(config, content)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from trueup.config import Config
+from trueup.config import Config, named
 from trueup.data.chat import Chat
 from trueup.engine.mesh import Mesh
 from trueup.models.forward import Layout, device_of, pack, packs, padded_states, states_of
@@ -42,7 +42,7 @@ class Sampling(Config):
     """Draw from the likeliest tokens that together reach this probability."""
     max_tokens: int = Field(default=64, ge=1)
     """Tokens per completion at most, the end token included."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = named(())
     """Strings that end a completion; the text is cut before the first."""
     greedy: bool = False
     """Always the likeliest token."""

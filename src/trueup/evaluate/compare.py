@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from trueup.config import Config, display
+from trueup.config import Config, display, named
 from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
 from trueup.data.readers import read_prompts
@@ -49,9 +49,9 @@ class EvaluateConfig(Config):
     """The reward model that PPO optimized: reported beside gold, never the judge of win rates."""
     judge: JudgeSpec | None = None
     """Who decides win rates: gold where it is known, else this: a held-out reward model, say."""
-    baseline: str = "sft"
+    baseline: str = named("sft")
     """The model that win rates are against."""
-    reference: str = "sft"
+    reference: str = named("sft")
     """The model that KL is measured from."""
     limit: int = Field(0, ge=0)
     """At most so many prompts; 0 takes all."""
