@@ -245,6 +245,7 @@ def run_stage(stage: Stage, mesh: Mesh) -> None:
                 },
             )
             write_json(stage.folder / "manifest.json", record)
+        mesh.barrier()  # the others read what the main process has tidied up
         began = time.monotonic()
         try:
             results = stage.module.run_phase(stage.config, run, mesh)

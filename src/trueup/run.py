@@ -5,7 +5,8 @@
     checkpoint-N/   state after N steps          results.json   closing figures        final/  what it made
 
 A run replays from its last checkpoint: `resume` cuts metrics and samples back to it, so that nothing is counted
-twice. Directories appear whole (written under a temporary name, then renamed). A run is locked while it is written.
+twice. Directories appear whole (written under a temporary name, then renamed), and what a checkpoint counts on is on
+the disk before it. A run is locked while it is written.
 Under several processes only the main one writes; the others read.
 """
 
@@ -30,7 +31,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import trueup
-from trueup.records import UserError, write_json
+from trueup.records import UserError, sync, write_json, write_jsonl
+
+LOGS = ("metrics.jsonl", "samples.jsonl")
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 
@@ -52,8 +55,12 @@ class Run:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"{self.folder}: another process is writing this run") from None
+            for aside in self.folder.glob(".*.old"):
+                recover(self.folder / aside.name[1:-4])
+            for half in self.folder.glob(".*.tmp"):
+                shutil.rmtree(half, ignore_errors=True)
             if not self._checkpoints():  # nothing to go on from: what a stopped attempt wrote would count twice
-                for name in ("metrics.jsonl", "samples.jsonl"):
+                for name in LOGS:
                     (self.folder / name).unlink(missing_ok=True)
         return self
 
@@ -95,9 +102,13 @@ class Run:
                 advance("  ".join(f"{k} {self.live[k]:.3g}" for k in watch if k in self.live))
 
     def checkpoint(self, done: int, save: Callable[[Path], object]) -> None:
-        """Write `checkpoint-{done}` (the state after `done` steps) whole, then drop the older ones."""
+        """Write `checkpoint-{done}` (the state after `done` steps) whole, then drop the older ones. The logs go to the
+        disk first: a checkpoint never knows of steps that they lack."""
         if not self.main:
             return
+        for name in LOGS:
+            if (self.folder / name).exists():
+                sync(self.folder / name)
         write_folder(self.folder / f"checkpoint-{done}", save)
         for step, folder in self._checkpoints():
             if step < done:
@@ -108,7 +119,7 @@ class Run:
         found = self._checkpoints()
         self._start = found[-1][0] if found else 0
         if self.main:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in LOGS:
                 cut_back(self.folder / name, self._start)
             if found:
                 self.say(f"goes on after step {self._start}, from {found[-1][1].name}")
@@ -150,30 +161,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def cut_back(path: Path, start: int) -> None:
     """Keep the rows of steps before `start`: those after it will be written again."""
-    if not path.exists():
-        return
-    kept = [row for row in read_lines(path) if row.get("step", 0) < start]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    if path.exists():
+        write_jsonl(path, [row for row in read_lines(path) if row.get("step", 0) < start])
 
 
 def write_folder(target: Path, save: Callable[[Path], object]) -> None:
-    """`save` fills a temporary folder beside `target`, which then takes its name; nothing half-written stays."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    """`save` fills a temporary folder beside `target`, which then takes its name; nothing half-written stays. A folder
+    cannot be renamed over one with content, so the one that is replaced steps aside for a moment."""
+    temporary, aside = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    recover(target)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save(temporary)
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
     if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, aside)
+    os.rename(temporary, target)
+    sync(target.parent)
+    recover(target)
+
+
+def recover(target: Path) -> None:
+    """Ends a replacement that a kill may have cut off: the old folder goes, or takes its name again where the new one
+    has not come."""
+    aside = target.with_name(f".{target.name}.old")
+    if aside.exists() and not target.exists():
+        os.rename(aside, target)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

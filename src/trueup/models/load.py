@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +30,7 @@ from transformers.utils import logging as hf_logging
 from trueup.models.logprobs import Head
 from trueup.models.net import prepare
 from trueup.records import UserError
+from trueup.run import write_folder
 
 
 class Scalar(NamedTuple):
@@ -122,9 +121,6 @@ def save_model(
         pad_id = tokenizer.pad_token_id if pad_id is None else pad_id
     if pad_id is not None and pad_id == end_id:
         raise ValueError(f"the pad token and the end token must differ; both are {pad_id}")
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     config = model.config
     for key, value in (("eos_token_id", end_id), ("pad_token_id", pad_id), *(extra_config or {}).items()):
         if value is not None:
@@ -133,25 +129,15 @@ def save_model(
         old = model.generation_config
         bos = old.bos_token_id if old is not None else None
         model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=end_id, pad_token_id=pad_id)
-    with _quiet():
-        model.save_pretrained(temporary, safe_serialization=True)
+
+    def save(into: Path) -> None:
+        model.save_pretrained(into, safe_serialization=True)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-    for file in temporary.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    _replace(temporary, folder)
+            tokenizer.save_pretrained(into)
+
+    with _quiet():
+        write_folder(folder, save)
     return folder
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """A folder cannot be renamed over one with content, so the old one steps aside for a moment."""
-    aside = folder.with_name(folder.name + ".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, aside)
-    os.rename(temporary, folder)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def assert_roundtrip(model: PreTrainedModel, folder: str | Path, ids: Tensor) -> None:
