@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.toy import metrics, run
 from trueup.recipe import load_recipe, resolve, run_recipe
@@ -137,19 +135,21 @@ def killed_and_continued(folder: Path, recipe: dict, name: str, when: float | in
     return made
 
 
+def left(path: Path) -> object:
+    """What a stage left in a file, but for how long it took and what memory."""
+    if path.name != "metrics.jsonl":
+        return path.read_bytes()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "peak"))} for row in rows]
+
+
 def same_end(one: Path, two: Path) -> None:
-    a, b = (load_file(p / "final" / "model.safetensors") for p in (one, two))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    timed = ("seconds", "peak")
-    logs = [
-        [
-            {k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
-            for line in (p / "metrics.jsonl").read_text().splitlines()
-        ]
-        for p in (one, two)
-    ]
-    assert logs[0] == logs[1]
-    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    """Both left the same files with the same in them: weights, metrics, samples, results, and nothing to go on from."""
+    files, others = ({p.relative_to(stage) for p in stage.rglob("*") if p.is_file()} for stage in (one, two))
+    assert files == others
+    assert not {p for p in files if "checkpoint" in str(p) or "journal" in str(p) or ".tmp" in str(p)}
+    known = {Path("config.json"), Path("manifest.json")}  # the run's name is in them, and times
+    assert not [p for p in files - known if left(one / p) != left(two / p)]
 
 
 @pytest.mark.parametrize("stage, keys, when", [("sft", SFT, 8), ("ppo", PPO, 5)])
@@ -157,7 +157,43 @@ def test_killed_and_run_again_it_ends_where_the_uninterrupted_run_ends(toy, stag
     whole = run(toy, {stage: keys}, name=f"whole-{stage}")[stage].folder
     cut = killed_and_continued(toy, {stage: keys}, f"cut-{stage}", when)
     same_end(whole, cut)
-    assert not list(cut.glob("checkpoint-*")), "a stage that is done keeps no state to go on from"
+
+
+GENERATE = {"model": "sft/final", "prompts": "prompts.jsonl", "n": 2, "sampling": {"max_tokens": 20}}
+ANSWERS = {**GENERATE, "phase": "generate", "n": 4, "sampling": {"max_tokens": 20, "temperature": 2.0}}
+JUDGE = {"phase": "judge", "completions": "@answers/completions.jsonl", "overlap": 0.5}
+EVALUATE = {"models": {"base": "base", "sft": "sft/final"}, "prompts": "prompts.jsonl", "sampling": {"max_tokens": 20}}
+
+
+@pytest.mark.parametrize(
+    "stages, patience",
+    [
+        ({"generate": {**GENERATE, "scorer": "toyrules:shy", "chunk": 10}}, 64),
+        ({"answers": ANSWERS, "judge": {**JUDGE, "judge": "toyrules:shy", "chunk": 8}}, 40),
+        ({"answers": ANSWERS, "judge": {**JUDGE, "judge": "toyrules:shy", "chunk": 8}}, 300),  # while asked twice
+        ({"evaluate": {**EVALUATE, "gold": "toyrules:shy"}}, 128),
+    ],
+)
+def test_cut_off_it_asks_nothing_again_and_ends_where_the_uninterrupted_stage_ends(toy, stages, patience):
+    name = f"asked-{list(stages)[-1]}-{patience}"
+    (toy / "asked.txt").unlink(missing_ok=True)
+    whole = list(run(toy, stages, name=f"{name}-at-once").values())[-1].folder
+    asked = (toy / "asked.txt").read_text()
+    assert patience < len(asked.splitlines())
+    (toy / "asked.txt").unlink()
+    (toy / "patience").write_text(str(patience))
+    with pytest.raises(KeyboardInterrupt):
+        run(toy, stages, name=name)
+    assert (toy / "asked.txt").read_text()
+    (toy / "patience").unlink()
+    cut = list(run(toy, stages, name=name).values())[-1].folder
+    assert (toy / "asked.txt").read_text() == asked
+    same_end(whole, cut)
+
+
+def test_a_judge_that_does_not_answer_every_comparison_is_told_so(toy):
+    with pytest.raises(UserError, match="'curt' gave 0 verdicts to 32 comparisons"):
+        run(toy, {"answers": ANSWERS, "judge": {**JUDGE, "judge": "toyrules:curt"}}, name="curt")
 
 
 def test_two_processes_may_not_write_one_run(tmp_path):

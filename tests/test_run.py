@@ -96,3 +96,21 @@ def test_the_old_folder_comes_back_before_a_new_one_is_written_and_goes_after(tm
 
 def no_room(folder: Path) -> None:
     raise UserError("no room")
+
+
+def test_a_journal_goes_on_after_its_last_whole_chunk_in_chunks_of_any_size(tmp_path):
+    def answer(which: range) -> list[dict]:
+        asked.append([*which])
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return [{"square": i * i} for i in which]
+
+    asked: list[list[int]] = []
+    with Run(tmp_path / "r", name="r") as run, pytest.raises(KeyboardInterrupt):
+        run.journaled("squares", 10, 3, answer)
+    with open(tmp_path / "r" / "journal-squares.jsonl", "a") as file:
+        file.write('{"rows": [{"square": 36}, {"squ')
+    with Run(tmp_path / "r", name="r") as run:
+        assert run.journaled("squares", 10, 2, answer) == [{"square": i * i} for i in range(10)]
+        assert run.journaled("squares", 10, 2, answer) == [{"square": i * i} for i in range(10)]
+    assert asked == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [6, 7], [8, 9]]

@@ -11,7 +11,9 @@ from tests.models_made import make_model
 from trueup.recipe import load_recipe, run_recipe
 
 QUESTIONS = [f"what is the colour of {a}{b}?" for a in "abcdefgh" for b in "abcdefgh"]
-RULES = """
+RULES = '''
+from pathlib import Path
+
 import numpy as np
 from trueup.records import Scores, Verdict
 
@@ -26,12 +28,34 @@ class Gold:
 def gold():
     return Gold()
 
+class Shy(Gold):
+    """Notes what it is asked, and breaks off before it is asked more often than the file `patience` says."""
+    name = "shy"
+    def score(self, prompts, completions):
+        asked = Path("asked.txt").read_text().splitlines() if Path("asked.txt").exists() else []
+        asked += [f"{p.text} {c.text!r}" for p, c in zip(prompts, completions)]
+        if Path("patience").exists() and len(asked) > int(Path("patience").read_text()):
+            raise KeyboardInterrupt
+        Path("asked.txt").write_text("\\n".join(asked))
+        return super().score(prompts, completions)
+
+def shy():
+    return Shy()
+
+class Curt:
+    name = "curt"
+    def judge(self, comparisons):
+        return []
+
+def curt():
+    return Curt()
+
 def broken(prompts, completions):
     return [float("nan") for _ in completions]
 
 def short(prompts, completions):
     return [-len(c.text) / 100 for c in completions]
-"""
+'''
 
 
 def rows(path: Path, items: list[dict]) -> Path:

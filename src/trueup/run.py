@@ -3,6 +3,7 @@
     config.json     the resolved config          manifest.json  key, status, parents, versions, seconds
     metrics.jsonl   {"step": n, ...} a line      samples.jsonl  what the model said, with scores
     checkpoint-N/   state after N steps          results.json   closing figures        final/  what it made
+    journal-X.jsonl answers as they came, of a stage whose state is its answers
 
 A run replays from its last checkpoint: `resume` cuts metrics and samples back to it, so that nothing is counted
 twice. Directories appear whole (written under a temporary name, then renamed), and what a checkpoint counts on is on
@@ -33,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import trueup
 from trueup.records import UserError, sync, write_json, write_jsonl
 
+Answer = Callable[[range], list[dict[str, Any]]]
 LOGS = ("metrics.jsonl", "samples.jsonl")
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
@@ -125,6 +127,26 @@ class Run:
                 self.say(f"goes on after step {self._start}, from {found[-1][1].name}")
         return found[-1][1] if found else None
 
+    def journaled(self, name: str, total: int, chunk: int, answer: Answer) -> list[dict[str, Any]]:
+        """A row for each of `total` questions, from `answer(which)` a chunk at a time. Each chunk is on the disk before
+        the next is asked; a run that was cut off asks on after them."""
+        journal = self.folder / f"journal-{name}.jsonl"
+        kept = read_lines(journal)  # a line is a chunk, so that one that was cut off counts for nothing
+        rows = [row for line in kept for row in line["rows"]]
+        if self.main:
+            write_jsonl(journal, kept)
+            if kept:
+                self.say(f"goes on after {len(rows)} of {total} {name}, from {journal.name}")
+        starts = range(len(rows), total, chunk)
+        self._start = len(kept)
+        for _, start in zip(self.steps(len(kept) + len(starts)), starts, strict=True):
+            new = answer(range(start, min(start + chunk, total)))
+            self._append(journal.name, [{"rows": new}])
+            if self.main:
+                sync(journal)
+            rows += new
+        return rows
+
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folders = [p for p in self.folder.glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
         return sorted((int(p.name.partition("-")[2]), p) for p in folders)
@@ -134,6 +156,8 @@ class Run:
         if self.main:
             for _, folder in self._checkpoints():
                 shutil.rmtree(folder)
+            for journal in self.folder.glob("journal-*.jsonl"):
+                journal.unlink()
 
     # outputs
 

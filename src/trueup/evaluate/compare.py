@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,16 @@ from trueup.judges import JudgeSpec, make_judge
 from trueup.math import bootstrap_interval
 from trueup.models.load import load_policy
 from trueup.models.net import Net
-from trueup.records import Comparison, Completion, Prompt, UserError
+from trueup.records import Comparison, Completion, Prompt, UserError, write_json
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "compares the models on prompts that no stage has seen: a rising score alone proves nothing"
 VERSION = 1
+Tables = dict[str, dict[str, dict[str, Any]]]
+"""Model -> mode -> figures."""
+Answers = dict[str, dict[str, list[Completion]]]
+"""Model -> mode -> an answer to each prompt."""
 
 
 class EvaluateConfig(Config):
@@ -81,8 +87,10 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if config.greedy:
         modes["greedy"] = config.sampling.model_copy(update={"greedy": True})
     order = sorted(config.models, key=lambda name: name != config.baseline)  # the baseline's answers come first
-    answers: dict[tuple[str, str], list[Completion]] = {}
-    tables: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in config.models}
+    tables: Tables = {name: {} for name in config.models}
+    answers: Answers = {name: {} for name in config.models}
+    if folder := run.resume():
+        tables, answers = load_cells(folder)
     reference = Net(
         load_policy(config.models[config.reference], device=mesh.device), "policy", config.sampling.temperature
     )
@@ -92,7 +100,7 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         chat, model = chats[name], load_policy(config.models[name], device=mesh.device)
         ids = [chat.prompt_ids(p.messages) for p in prompts]
         sampler = Sampler.speaking(chat, model, mesh)
-        answers[name, mode] = found_answers = sampler.sample(ids, modes[mode], seed=config.seed, step=0)
+        answers[name][mode] = found_answers = sampler.sample(ids, modes[mode], seed=config.seed, step=0)
         figures, columns = measure(prompts, found_answers, gold, proxy)
         if mode == "sampled" and chat.tokenizer.get_vocab() == chats[config.reference].tokenizer.get_vocab():
             batch = completion_batch(ids, [c.ids for c in found_answers], chat.pad_id)
@@ -100,7 +108,7 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             columns["kl"] = kl.tolist()
             figures |= {"kl": float(kl.mean()), "kl_interval": interval(kl, config.seed)}
         if judge is not None and name != config.baseline:
-            wins = win_share(judge, prompts, found_answers, answers[config.baseline, mode])
+            wins = win_share(judge, prompts, found_answers, answers[config.baseline][mode])
             figures |= {
                 "win_rate": float(np.mean(wins)),
                 "win_rate_interval": interval(wins, config.seed),
@@ -124,9 +132,11 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
                 for i, (p, c) in enumerate(zip(prompts, found_answers, strict=True))
             ],
         )
+        if step + 1 < len(cells):
+            run.checkpoint(step + 1, partial(save_cells, tables, answers))
     chosen = pick_examples(prompts, config.shown)
     examples = [
-        {**describe(prompts[i]), "answers": {n: {m: answers[n, m][i].text for m in modes} for n in config.models}}
+        {**describe(prompts[i]), "answers": {n: {m: answers[n][m][i].text for m in modes} for n in config.models}}
         for i in chosen
     ]
     return {
@@ -140,6 +150,19 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "temperature": config.sampling.temperature,
         "categories": sorted({p.category for p in prompts if p.category}),
     }
+
+
+def save_cells(tables: Tables, answers: Answers, folder: Path) -> None:
+    said = {name: {mode: [asdict(c) for c in modes[mode]] for mode in modes} for name, modes in answers.items()}
+    write_json(folder / "cells.json", {"tables": tables, "answers": said})
+
+
+def load_cells(folder: Path) -> tuple[Tables, Answers]:
+    state = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
+    for modes in state["answers"].values():
+        for mode, rows in modes.items():
+            modes[mode] = [Completion(**{**c, "ids": tuple(c["ids"]), "logprobs": tuple(c["logprobs"])}) for c in rows]
+    return state["tables"], state["answers"]
 
 
 def scored_by(spec: Any) -> set[str]:

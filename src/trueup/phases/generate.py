@@ -53,45 +53,38 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     scorer = make_scorer(config.scorer, mesh) if config.scorer else None
 
     asked = [p for p in prompts for _ in range(config.n)]
-    completions, scores = [], []
-    for step in run.steps(-(-len(asked) // config.chunk)):
-        part = asked[step * config.chunk : (step + 1) * config.chunk]
-        index = list(range(step * config.chunk, step * config.chunk + len(part)))
-        answers = sampler.sample(
-            [chat.prompt_ids(p.messages) for p in part], config.sampling, seed=config.seed, step=0, index=index
-        )
-        completions += answers
-        scores += list(scorer.score(part, answers).value) if scorer else [None] * len(part)
-    rows = []
-    for i, prompt in enumerate(prompts):
-        listed = [
-            {
-                "text": c.text,
-                "stop": c.stop,
-                "ids": list(c.ids),
-                "logprobs": list(c.logprobs),
-                **({} if s is None else {"score": float(s)}),
-            }
-            for c, s in zip(
-                completions[i * config.n : (i + 1) * config.n], scores[i * config.n : (i + 1) * config.n], strict=True
-            )
+
+    def answer(index: range) -> list[dict[str, Any]]:
+        part = [asked[i] for i in index]
+        ids = [chat.prompt_ids(p.messages) for p in part]
+        answers = sampler.sample(ids, config.sampling, seed=config.seed, step=0, index=index)
+        scores = scorer.score(part, answers).value if scorer else [None] * len(part)
+        return [
+            {"text": c.text, "stop": c.stop, "ids": list(c.ids), "logprobs": list(c.logprobs)}
+            | ({} if s is None else {"score": float(s)})
+            for c, s in zip(answers, scores, strict=True)
         ]
-        rows.append({"prompt": [dict(m) for m in prompt.messages], "category": prompt.category, "completions": listed})
+
+    answers = run.journaled("completions", len(asked), config.chunk, answer)
     if mesh.is_main:
-        write_jsonl(run.folder / "completions.jsonl", rows)
-        run.show(
-            0,
+        write_jsonl(
+            run.folder / "completions.jsonl",
             [
-                {**describe(p), "completion": c.text, "stop": c.stop}
-                for p, c in zip(asked[:50], completions, strict=False)
+                {
+                    "prompt": [dict(m) for m in p.messages],
+                    "category": p.category,
+                    "completions": answers[i * config.n : (i + 1) * config.n],
+                }
+                for i, p in enumerate(prompts)
             ],
         )
+        shown = list(zip(asked, answers, strict=True))[:50]
+        run.show(0, [{**describe(p), "completion": a["text"], "stop": a["stop"]} for p, a in shown])
     mesh.barrier()
-    ended = sum(c.ended for c in completions) / len(completions)
     return {
         "prompts": len(prompts),
-        "completions": len(completions),
+        "completions": len(answers),
         "too_long": len(found) - len(prompts),
-        "end_rate": ended,
-        "length": sum(len(c.ids) for c in completions) / len(completions),
+        "end_rate": sum(a["stop"] != "length" for a in answers) / len(answers),
+        "length": sum(len(a["ids"]) for a in answers) / len(answers),
     }

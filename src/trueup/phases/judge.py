@@ -1,25 +1,27 @@
 """Label pairs: take sampled completions two by two, ask a judge which is better, write comparisons as JSONL.
 
-In order: pair the distinct completions of each prompt in a random order, ask the judge, drop what it abstains on
-(counted), write the ecosystem's columns `prompt, chosen, rejected` with rater, label, category and whether each
-reply ended. A share of the pairs is asked twice, so that the raters' agreement, and with it the best accuracy that
-a reward model can reach on their labels, is known. Not in it: where the judge's opinion comes from (`judges`).
+In order: pair the distinct completions of each prompt in a random order, ask the judge, keep each answer as it comes (a
+person is not asked again after a kill), drop what the judge abstains on (counted), write the ecosystem's columns
+`prompt, chosen, rejected` with rater, label, category and whether each reply ended. A share of the pairs is asked
+twice, so that the raters' agreement, and with it the best accuracy that a reward model can reach on their labels, is
+known. Not in it: where the judge's opinion comes from (`judges`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from trueup.config import Config
+from trueup.config import Config, display
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge
-from trueup.records import Comparison, Completion, Prompt, UserError, Verdict, write_jsonl
+from trueup.records import Comparison, Completion, Judge, Prompt, UserError, Verdict, write_jsonl
 from trueup.run import Run, read_lines
 from trueup.scorers import Spec, make_scorer
 
@@ -41,6 +43,8 @@ class JudgeConfig(Config):
     limit: int = Field(0, ge=0)
     """Ask about so many pairs at most; 0 for all. What is asked twice comes on top."""
     seed: int = 0
+    chunk: int = display(32, gt=0)
+    """Comparisons asked at once: no more than these answers are lost to a kill."""
 
 
 def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
@@ -52,7 +56,9 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     others = make_judge(config.judge, mesh, seed=config.seed + 1)  # simulated raters: other people
     again = [c for c in comparisons if rng.random() < config.overlap]
     second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
-    verdicts = [*judge.judge(comparisons), *(_second(v) for v in others.judge(second))]
+    first = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
+    other = run.journaled("second-verdicts", len(second), config.chunk, partial(ask, others, second))
+    verdicts = [*(Verdict(**v) for v in first), *(_second(Verdict(**v)) for v in other)]
     kept: list[tuple[Comparison, Verdict]] = []
     for comparison, verdict in zip([*comparisons, *second], verdicts, strict=True):
         if verdict.p is None:
@@ -94,6 +100,14 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         margins = np.array([r["gold_margin"] for r in rows])
         results["label_accuracy"] = float(np.mean(margins[margins != 0] > 0))
     return results
+
+
+def ask(judge: Judge, comparisons: list[Comparison], index: range) -> list[dict[str, Any]]:
+    part = [comparisons[i] for i in index]
+    verdicts = judge.judge(part)
+    if len(verdicts) != len(part):
+        raise UserError(f"judge '{judge.name}' gave {len(verdicts)} verdicts to {len(part)} comparisons")
+    return [asdict(verdict) for verdict in verdicts]
 
 
 def _second(verdict: Verdict) -> Verdict:
