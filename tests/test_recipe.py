@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.toy import metrics, run
+from trueup.evaluate.compare import EvaluateConfig, optimized
 from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import UserError
 
@@ -317,6 +318,29 @@ def test_nor_may_what_a_model_was_trained_against_when_no_proxy_is_named(toy):
     for judge in ("alias/final", {"use": "alias/final"}):
         with pytest.raises(UserError, match=r"must not be what was optimized: .*reward"):
             run(toy, {"ppo": ppo, "evaluate": {"models": models, "prompts": "prompts.jsonl", "judge": judge}}, name="c")
+
+
+def test_nor_where_its_path_was_written_in_another_folder(toy, tmp_path, monkeypatch):
+    """Run from the toy's folder with runs kept elsewhere, evaluated from a third folder."""
+    ppo = {**PPO, "steps": 1, "held_out": 0.0}
+    monkeypatch.chdir(toy)
+    (made,) = run_recipe(load_recipe({"name": "p", "device": "cpu", "stages": {"ppo": ppo}}), tmp_path / "runs")
+    (tmp_path / "third").mkdir()
+    models = {"sft": f"{toy}/sft/final", "ppo": f"{made.folder}/final"}
+    keys = {"models": models, "prompts": f"{toy}/prompts.jsonl", "judge": f"{toy}/reward/final"}
+    with pytest.raises(UserError, match=r"must not be what was optimized: .*reward"):
+        run(tmp_path / "third", {"evaluate": keys})
+
+
+def test_nor_when_the_project_was_moved(tmp_path):
+    made = tmp_path / "moved" / "runs" / "p" / "ppo-1"
+    for folder in (made / "final", tmp_path / "moved" / "reward" / "final"):
+        folder.mkdir(parents=True)
+    (made / "config.json").write_text(
+        json.dumps({"directory": "/gone", "config": {"scorer": {"reward/final": 1.0, "mod:rule": 0.1}}})
+    )
+    config = EvaluateConfig(models={"ppo": str(made / "final")}, prompts="prompts.jsonl")
+    assert optimized(config) == {str((tmp_path / "moved" / "reward" / "final").resolve()), "mod:rule"}
 
 
 def test_metrics_of_a_stopped_attempt_without_a_checkpoint_are_not_counted_twice(toy):

@@ -241,6 +241,7 @@ def run_stage(stage: Stage, mesh: Mesh) -> None:
                     "phase": stage.phase,
                     "name": stage.name,
                     "key": stage.key,
+                    "directory": str(Path.cwd()),  # where the paths in the config begin
                     "config": json.loads(stage.config.model_dump_json()),
                 },
             )

@@ -165,21 +165,24 @@ def load_cells(folder: Path) -> tuple[Tables, Answers]:
     return state["tables"], state["answers"]
 
 
-def scored_by(spec: Any) -> set[str]:
-    """What a scorer or judge asks: folders as they really are, `module:function` as written."""
+def scored_by(spec: Any, bases: Sequence[Path] = (Path(),)) -> set[str]:
+    """What a scorer or judge asks: folders as they really are below any of `bases`, `module:function` as written."""
     if isinstance(spec, Mapping):
-        return scored_by(spec["use"]) if "use" in spec else {name for one in spec for name in scored_by(one)}
-    return {str(Path(spec).resolve()) if Path(spec).exists() else str(spec)}
+        return {name for one in ([spec["use"]] if "use" in spec else spec) for name in scored_by(one, bases)}
+    return {str((base / spec).resolve()) for base in bases if (base / spec).exists()} or {str(spec)}
 
 
 def optimized(config: EvaluateConfig) -> set[str]:
-    """What any of the models was trained against: the proxy, and the scorers that their own runs name."""
+    """What any of the models was trained against: the proxy, and the scorers that their own runs name, seen from where
+    they ran and, since a project may have been moved, from each folder around them."""
     found = scored_by(config.proxy) if config.proxy is not None else set()
     for folder in config.models.values():
         made_by = Path(folder).resolve().parent / "config.json"
         if made_by.is_file():
-            keys = json.loads(made_by.read_text(encoding="utf-8")).get("config") or {}
-            found |= scored_by(keys["scorer"]) if keys.get("scorer") is not None else set()
+            record = json.loads(made_by.read_text(encoding="utf-8"))
+            scorer = (record.get("config") or {}).get("scorer")
+            bases = [Path(record.get("directory", "")), *made_by.parents]
+            found |= scored_by(scorer, bases) if scorer is not None else set()
     return found
 
 
