@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from trueup.cli import main
+from trueup.data.readers import read_demonstrations, read_preferences, read_prompts
+from trueup.records import Completion, Preference
+from trueup.world import gold_of
 
 SRC = str(Path(__file__).parents[1] / "src")
 
@@ -71,8 +74,10 @@ def test_help_needs_no_torch(tmp_path):
         (["ppo", "model=base", "scorer=toyrules:nothing", "prompts=prompts.jsonl"], "has no 'nothing'"),
         (["ppo", "model=base", "scorer=nowhere:rule", "prompts=prompts.jsonl"], "no module named 'nowhere'"),
         (["evaluate", "models.a=base", "prompts=prompts.jsonl"], "'sft' is not among the models"),
+        (["sft", "model=base", "data=demos.jsonl", "device=gpu"], "device 'gpu'"),
         (["report", "none"], "not a run"),
         (["chat", "none"], "neither a run"),
+        (["chat", "base", "--device", "gpu"], "device 'gpu'"),
         (["keys", "none"], "unknown phase"),
         (["judge", "completions=none.jsonl", "judge=toyrules:gold"], "no such file"),
         (["score", "completions=none.jsonl", "scorer=toyrules:gold"], "no such file"),
@@ -84,6 +89,20 @@ def test_mistakes_are_told_in_one_line(toy, call, arguments, said):
     assert code == 2, (out, err)
     lines = [text for text in err.splitlines() if text.startswith("trueup: ")]
     assert len(lines) == 1 and said in lines[0], err
+
+
+def test_a_failed_self_check_is_told_in_one_line_and_nothing_is_made(toy, call):
+    code, out, err = call(toy, "ppo", "model=sft/final", "scorer=toyrules:meddling", "prompts=prompts.jsonl", "batch=8")
+    (line,) = [text for text in err.splitlines() if text.startswith("trueup: ")]
+    assert code == 1 and "self-check at step 0 failed: sampler and training path agree" in line, (out, err)
+    assert not list((toy / "runs" / "ppo").glob("ppo-*/final"))
+
+
+def test_a_single_stage_takes_the_recipes_device(toy, call):
+    keys = ["model=base", "data=demos.jsonl", "train.epochs=0.1", "sampling.max_tokens=4", "device=cpu"]
+    assert call(toy, "sft", *keys, "--name", "on-cpu")[0] == 0
+    recipe = json.loads((toy / "runs" / "on-cpu" / "recipe.json").read_text())["recipe"]
+    assert recipe["device"] == "cpu" and "device" not in recipe["stages"]["sft"]
 
 
 def test_single_stages_chain_by_files(toy, call):
@@ -134,6 +153,25 @@ def _timed(folder: Path) -> float:
     began = time.monotonic()
     assert trueup("--help", cwd=folder).returncode == 0
     return time.monotonic() - began
+
+
+def test_the_world_is_exported_in_the_sizes_that_are_asked_for(tmp_path, call):
+    sizes = ["--demonstrations", "30", "--prompts", "20", "--heldout", "10"]
+    code, out, err = call(tmp_path, "world", "export", "mine", *sizes)
+    assert code == 0, err
+    assert len(read_demonstrations("mine/demonstrations.jsonl").records) == 30
+    assert len(read_prompts("mine/prompts-ppo.jsonl").records) == 20
+    assert len(read_prompts("mine/prompts-heldout.jsonl").records) == 10
+    pairs = read_preferences("mine/comparisons.jsonl").records
+    assert 1500 < len(pairs) < 3000 and f"comparisons.jsonl: {len(pairs)} rows" in out
+    assert all(p.chosen.text != p.rejected.text and p.rater.startswith("pool-") for p in pairs)
+    gaps = [core(p, p.chosen) - core(p, p.rejected) for p in pairs]
+    assert sum(gap > 0 for gap in gaps) > 2 * sum(gap < 0 for gap in gaps)  # the raters are people, not coins
+    assert (tmp_path / "mine" / "base" / "model.safetensors").exists()
+
+
+def core(p: Preference, answer: Completion) -> float:
+    return gold_of(p.prompt.text, answer.text, answer.ended).core
 
 
 @pytest.mark.long

@@ -50,6 +50,15 @@ class Curt:
 def curt():
     return Curt()
 
+def meddling(prompts, completions):
+    """Moves the policy's weights between sampling and learning, which the self-check must notice."""
+    import gc
+    from transformers import PreTrainedModel
+    for thing in gc.get_objects():
+        if issubclass(type(thing), PreTrainedModel) and thing.name_or_path == "sft/final":
+            thing.get_input_embeddings().weight.data.mul_(1.1)
+    return blue(prompts, completions)
+
 def broken(prompts, completions):
     return [float("nan") for _ in completions]
 

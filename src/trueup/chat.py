@@ -36,9 +36,9 @@ def find_model(folder: Path) -> Path:
     raise UserError(f"{folder}: neither a run, a stage nor a model's folder")
 
 
-def talk(folders: list[Path], *, temperature: float, max_tokens: int, seed: int) -> None:
+def talk(folders: list[Path], *, temperature: float, max_tokens: int, seed: int, device: str) -> None:
     """Reads questions until an empty line or the end of input; /new starts a new conversation."""
-    mesh = Mesh.from_env("auto")
+    mesh = Mesh.from_env(device)
     paths = [find_model(f) for f in folders]
     chats = [Chat.load(p) for p in paths]
     samplers = [

@@ -24,7 +24,8 @@ world_app = typer.Typer(
 app.add_typer(world_app, name="world")
 
 Keys = Annotated[
-    list[str] | None, typer.Argument(help="key=value, dotted for nested keys: optim.lr=1e-4", show_default=False)
+    list[str] | None,
+    typer.Argument(help="key=value, dotted for nested keys: optim.lr=1e-4; device=cpu", show_default=False),
 ]
 Runs = Annotated[Path, typer.Option(help="Where runs are kept.")]
 Name = Annotated[str, typer.Option(help="Name of the run.")]
@@ -80,13 +81,14 @@ def _close(folder: Path, evaluations: list[Path]) -> None:
 
 
 def _stage(phase: str, assignments: list[str] | None, name: str, runs: Path) -> None:
-    """One stage alone is a recipe of one stage."""
+    """One stage alone is a recipe of one stage; `device` is the recipe's key."""
     from trueup.config import numbers, override
 
     if not assignments:
         raise UserError(f"trueup {phase} needs keys, such as model=... ; trueup keys {phase} lists them all")
     keys = numbers(override({}, assignments))
-    _run({"name": name, "stages": {phase: {"phase": phase, **keys}}}, [], runs)
+    device = {"device": keys.pop("device")} if "device" in keys else {}
+    _run({"name": name, **device, "stages": {phase: {"phase": phase, **keys}}}, [], runs)
 
 
 @app.command()
@@ -148,11 +150,13 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 answers greedily.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     seed: int = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
 ) -> None:
     """Talk to a trained model; with --beside, to two at once."""
     from trueup.chat import talk
 
-    talk([folder] if beside is None else [folder, beside], temperature=temperature, max_tokens=max_tokens, seed=seed)
+    folders = [folder] if beside is None else [folder, beside]
+    talk(folders, temperature=temperature, max_tokens=max_tokens, seed=seed, device=device)
 
 
 @app.command()
@@ -185,7 +189,13 @@ def _print_keys(cls: Any, values: Any, prefix: str, console: Any) -> None:
 
 
 @world_app.command("export")
-def world_export(folder: Annotated[Path, typer.Argument(help="Where the JSONL files go.")], seed: int = 0) -> None:
+def world_export(
+    folder: Annotated[Path, typer.Argument(help="Where the JSONL files go.")],
+    demonstrations: Annotated[int, typer.Option(min=1)] = 3000,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split but the held-out one.")] = 1000,
+    heldout: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 500,
+    seed: int = 0,
+) -> None:
     """Write the world's base model, demonstrations, comparisons and prompts as ordinary files."""
     import shutil
 
@@ -193,7 +203,14 @@ def world_export(folder: Annotated[Path, typer.Argument(help="Where the JSONL fi
     from trueup.world.raters import demo_preferences
 
     shutil.copytree(base_path(), folder / "base", dirs_exist_ok=True)
-    rows = export(folder, preferences=demo_preferences(3000, seed), seed=seed)
+    rows = export(
+        folder,
+        demos=demonstrations,
+        per_split=prompts,
+        heldout=heldout,
+        preferences=demo_preferences(3000, seed),
+        seed=seed,
+    )
     print(f"{folder / 'base'}: the base model")
     for name, count in rows.items():
         print(f"{folder / name}: {count} rows")
@@ -250,6 +267,12 @@ def main() -> None:
         sys.exit(130)
     except FloatingPointError as error:
         print(f"trueup: {error}; nothing was written after it, the last checkpoint is kept", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        ppo = sys.modules.get("trueup.phases.ppo")  # where it is not loaded it raised nothing, and it would load torch
+        if ppo is None or not isinstance(error, ppo.CheckFailed):
+            raise
+        print(f"trueup: {error}", file=sys.stderr)
         sys.exit(1)
 
 

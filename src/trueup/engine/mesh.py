@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trueup.records import UserError
+
 T = TypeVar("T")
 Shares = list[list[int]]
 """The global row indices of each rank; together every row once."""
@@ -32,14 +34,21 @@ class Mesh:
     def from_env(cls, device: str = "auto") -> Mesh:
         """From the environment that torchrun sets (a world of 1 without it). `auto` takes CUDA where there is one.
 
-        Starts the process group, nccl on CUDA and gloo on CPUs, and ends it when the process exits.
+        Starts the process group, nccl on CUDA and gloo on CPUs, and ends it when the process exits. Raises UserError
+        where this machine has no such device.
         """
         world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda":
             device = f"cuda:{local}"
-            torch.cuda.set_device(local)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"device '{device}': {reason}; expected auto, cpu, cuda or cuda:1") from None
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
             atexit.register(close)
