@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,36 +103,40 @@ def test_a_name_is_keyed_as_written_and_a_path_by_its_contents(toy, tmp_path, mo
     assert keys()["sft"] != before["sft"]
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "trueup", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-
-
-def killed_and_continued(folder: Path, recipe: dict, name: str, when: float | int) -> Path:
-    """Run until `when` checkpoints' worth of steps are logged, kill -9, and run again to the end."""
-    path = folder / f"{name}.json.yaml"
-    path.write_text(json.dumps({"name": name, "device": "cpu", "stages": recipe}))
-    stage = next(iter(recipe))
-    process = subprocess.Popen(
-        command(folder, "run", path.name), cwd=folder, env=environment(), stdout=subprocess.DEVNULL
+def start(folder: Path, stage: str, keys: dict, name: str) -> subprocess.Popen[str]:
+    """A recipe of one stage, run by the command line in a process of its own."""
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps({"name": name, "device": "cpu", "stages": {stage: keys}}))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    command = [sys.executable, "-m", "trueup", "run", path.name]
+    return subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
+
+
+def made_by(folder: Path, stage: str, name: str) -> Path | None:
+    return next((folder / "runs" / name).glob(f"{stage}-*"), None)
+
+
+def killed(folder: Path, stage: str, keys: dict, name: str, moment: Callable[[Path], bool]) -> bool:
+    """Start, and kill -9 as soon as `moment(stage's folder)`; whether the stage was still at work."""
+    process = start(folder, stage, keys, name)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        logs = list((folder / "runs" / name).glob(f"{stage}-*/metrics.jsonl"))
-        if logs and len(logs[0].read_text().splitlines()) >= when:
+        if (made := made_by(folder, stage, name)) and moment(made):
             break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (made,) = (folder / "runs" / name).glob(f"{stage}-*")
-    assert json.loads((made / "manifest.json").read_text())["status"] == "running", "killed too late to test anything"
-    again = subprocess.run(
-        command(folder, "run", path.name), cwd=folder, env=environment(), capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
+        time.sleep(0.0005)
+    process.kill()
+    process.communicate()
+    made = made_by(folder, stage, name)
+    return made is not None and json.loads((made / "manifest.json").read_text())["status"] == "running"
+
+
+def finished(folder: Path, stage: str, keys: dict, name: str) -> Path:
+    process = start(folder, stage, keys, name)
+    said, _ = process.communicate()
+    made = made_by(folder, stage, name)
+    assert process.returncode == 0 and made, said
     return made
 
 
@@ -156,8 +160,12 @@ def same_end(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("stage, keys, when", [("sft", SFT, 8), ("ppo", PPO, 5)])
 def test_killed_and_run_again_it_ends_where_the_uninterrupted_run_ends(toy, stage, keys, when):
     whole = run(toy, {stage: keys}, name=f"whole-{stage}")[stage].folder
-    cut = killed_and_continued(toy, {stage: keys}, f"cut-{stage}", when)
-    same_end(whole, cut)
+    assert killed(toy, stage, keys, f"cut-{stage}", lambda made: count(made / "metrics.jsonl") >= when)
+    same_end(whole, finished(toy, stage, keys, f"cut-{stage}"))
+
+
+def count(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 GENERATE = {"model": "sft/final", "prompts": "prompts.jsonl", "n": 2, "sampling": {"max_tokens": 20}}
