@@ -40,7 +40,7 @@ class GenerateConfig(Config):
     sampling: Sampling = Sampling(max_tokens=64)
     seed: int = 0
     chunk: int = display(512, gt=0)
-    """Completions between two moves of the progress bar."""
+    """Completions sampled at once: no more than these are lost to a kill."""
 
 
 def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
