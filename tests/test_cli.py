@@ -121,7 +121,7 @@ def test_keys_lists_every_key_with_its_meaning(toy, call):
     _, shown, _ = call(toy, "keys", "ppo")
     assert "kl_coef" in shown and "sampling.temperature" in shown and "Completions a step." in shown
     _, shown, _ = call(toy, "keys", "sft")
-    assert "model = required" in shown and "train.optim.lr = 0.0007" in shown  # the phase's default, not Optim's
+    assert "model = required" in shown and "train.optim.schedule = 'cosine'" in shown  # the phase's, not Optim's
 
 
 def test_chat_answers_and_can_show_two_models(toy):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.models_made import make_model
 from tests.shared import SHARED, needs_shared
-from tests.toy import results, run
+from tests.toy import constant, results, run
 
 DEMONSTRATIONS, COMPARISONS = "data/self-instruct/seed_tasks.jsonl", "data/hh-rlhf/test.jsonl.gz"
 
@@ -26,7 +26,7 @@ def test_sft_and_reward_model_on_public_data(tmp_path):
                 "model": "base",
                 "data": str(SHARED / DEMONSTRATIONS),
                 "max_length": 400,
-                "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}},
+                "train": {"epochs": 1, "batch": 16, "optim": constant(3e-3)},
                 "sampling": {"max_tokens": 8},
             },
             "reward": {
@@ -36,7 +36,7 @@ def test_sft_and_reward_model_on_public_data(tmp_path):
                 "held_out": 0.2,
                 "normalize_samples": 64,
                 "sampling": {"max_tokens": 8},
-                "train": {"epochs": 1, "batch": 32, "optim": {"lr": 1e-3}},
+                "train": {"epochs": 1, "batch": 32, "optim": constant(1e-3)},
             },
         },
         name="public",

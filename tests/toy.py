@@ -67,6 +67,11 @@ def short(prompts, completions):
 '''
 
 
+def constant(lr: float) -> dict:
+    """Few steps: no warm-up, no decay."""
+    return {"lr": lr, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}
+
+
 def rows(path: Path, items: list[dict]) -> Path:
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     return path
@@ -102,14 +107,14 @@ def make_toy(folder: Path) -> Path:
                 "data": "demos.jsonl",
                 "held_out": 0.15,
                 "sampling": {"max_tokens": 20},
-                "train": {"epochs": 6, "batch": 16, "optim": {"lr": 3e-3}},
+                "train": {"epochs": 6, "batch": 16, "optim": constant(3e-3)},
             },
             "reward": {
                 "model": "@sft/final",
                 "data": "pairs.jsonl",
                 "held_out": 0.2,
                 "sampling": {"max_tokens": 20},
-                "train": {"epochs": 2, "batch": 8, "optim": {"lr": 1e-3}},
+                "train": {"epochs": 2, "batch": 8, "optim": constant(1e-3)},
             },
         },
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.models_made import make_model, make_tokenizer
-from tests.toy import QUESTIONS, metrics, results, rows, run
+from tests.toy import QUESTIONS, constant, metrics, results, rows, run
 from trueup.records import Completion, Prompt, UserError
 
 PPO = {
@@ -71,7 +71,7 @@ def test_flipped_labels_teach_the_opposite(toy):
                 "data": "flipped.jsonl",
                 "held_out": 0.2,
                 "sampling": {"max_tokens": 20},
-                "train": {"batch": 8, "optim": {"lr": 1e-3}},
+                "train": {"batch": 8, "optim": constant(1e-3)},
             }
         },
     )["flipped"]
@@ -80,7 +80,7 @@ def test_flipped_labels_teach_the_opposite(toy):
 
 
 def test_ties_teach_nothing_and_weights_count(toy):
-    train = {"batch": 8, "optim": {"lr": 1e-3}}
+    train = {"batch": 8, "optim": constant(1e-3)}
     fair = {"chosen": "the sky is blue.", "rejected": "yes please"}
     rows(toy / "ties.jsonl", [{"prompt": q, **fair, "label": 0.5} for q in QUESTIONS])
     rows(
@@ -144,7 +144,7 @@ def test_a_reward_model_of_another_family_with_its_own_tokenizer(toy):
                 "data": "pairs.jsonl",
                 "held_out": 0.2,
                 "sampling": {"max_tokens": 20},
-                "train": {"epochs": 3, "batch": 8, "optim": {"lr": 1e-3}},
+                "train": {"epochs": 3, "batch": 8, "optim": constant(1e-3)},
             },
             "mixed": {
                 **PPO,
