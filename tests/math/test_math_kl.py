@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from trueup.math import AdaptiveKL, exact_kl, kl_estimate
+from trueup.math import AdaptiveKL, exact_kl, kl_estimate, kl_loss
 
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
@@ -66,6 +66,36 @@ def test_as_a_loss_only_k2_has_the_gradient_of_the_kl(seed, close):
     close(expected("k3"), gradient(exact_kl(ref, theta)))
 
 
+def test_the_loss_worked_by_hand(close):
+    # rho = e^.5 and e^-1, k3 as above
+    logprobs, old, ref = f64(-1.0, -2.0), f64(-1.5, -1.0), f64(-1.5, -1.0)
+    close(kl_loss(logprobs, old, ref), f64(math.exp(0.5) * (math.exp(-0.5) - 0.5), (math.e - 2) / math.e))
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_has_the_kl_and_its_gradient_as_its_means(seed, moved, close):
+    """Over a whole vocabulary; also where the policy has moved since it sampled."""
+    theta, ref = logits(seed, 5).requires_grad_(), logits(seed + 10, 5)
+    old = theta.detach() + moved * logits(seed + 20, 5)
+    logp, old_logp, logq = (x.log_softmax(-1) for x in (theta, old, ref))
+    losses, exact = (old_logp.exp() * kl_loss(logp, old_logp, logq)).sum(), exact_kl(theta, ref)
+    close(losses, exact)
+    [right] = torch.autograd.grad(exact, theta, retain_graph=True)
+    close(torch.autograd.grad(losses, theta, retain_graph=True)[0], right)
+    # k3 alone has the value, when on policy, and not the gradient.
+    [naive] = torch.autograd.grad((old_logp.exp() * kl_estimate(logp, logq, kind="k3")).sum(), theta)
+    assert (naive - right).abs().max() > 0.05
+
+
+def test_the_loss_does_not_overflow(close):
+    new = f64(25.0, 19.9, 0.0).requires_grad_()
+    losses = kl_loss(new, torch.zeros_like(new), torch.zeros_like(new))
+    close(losses.detach(), f64(math.exp(20) * (math.exp(-25) + 24), math.exp(19.9) * (math.exp(-19.9) + 18.9), 0), 1e-5)
+    single = kl_loss(torch.tensor([300.0]), torch.zeros(1), torch.zeros(1))
+    assert torch.isfinite(single).all()
+
+
 def test_exact_kl_reduces_the_vocabulary_alone_and_normalizes(close):
     theta, ref = logits(0, 2, 3, 4), logits(1, 2, 3, 4)
     kl = exact_kl(theta, ref)
@@ -110,6 +140,10 @@ def test_another_kind_or_shape_is_refused():
         kl_estimate(torch.zeros(1, 1), torch.zeros(1, 1), kind="k4")
     with pytest.raises(ValueError, match=r"logprobs \(2, 3\), ref_logprobs \(3,\)"):
         kl_estimate(torch.zeros(2, 3), torch.zeros(3), kind="k1")
+    with pytest.raises(ValueError, match=r"logprobs \(2,\), old_logprobs \(1,\)"):
+        kl_loss(torch.zeros(2), torch.zeros(1), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"ref_logprobs \(1,\)"):
+        kl_loss(torch.zeros(2), torch.zeros(2), torch.zeros(1))
     with pytest.raises(ValueError, match=r"logits \(2, 3\), ref_logits \(3,\)"):
         exact_kl(torch.zeros(2, 3), torch.zeros(3))
 

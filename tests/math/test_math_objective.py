@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from trueup.math import exact_kl, gae, kl_estimate, ppo_policy_loss, ppo_value_loss, shape_rewards
+from trueup.math import exact_kl, gae, kl_estimate, kl_loss, ppo_policy_loss, ppo_value_loss, shape_rewards
 
 A, B, END, START = 0, 1, 2, 3
 LENGTH = 3
@@ -67,6 +67,27 @@ def test_ppo_climbs_the_score_less_the_exact_kl(seed, kl_coef, close):
     [estimate] = torch.autograd.grad((old.sum(1).exp()[:, None] * losses * MASK).sum(), theta)
     close(estimate, -exact)
     assert exact.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["the loss", "k3 alone"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kl_in_the_loss_descends_the_kl_of_each_token_given_its_prefix(seed, kind, close):
+    """The prefixes are taken as they come: what a token does to the KL of later ones is left out. k3 differentiated as
+    it stands descends KL(reference || policy) instead."""
+    theta, ref = table(seed).requires_grad_(), table(seed + 10)
+    logprobs, ref_logprobs = token_logprobs(theta), token_logprobs(ref)
+    old = logprobs.detach()
+    weight = old.sum(1).exp()[:, None] * MASK
+    forward, backward = (
+        torch.autograd.grad((weight * kl[POSITION, PREVIOUS]).sum(), theta, retain_graph=True)[0]
+        for kl in (exact_kl(theta, ref), exact_kl(ref, theta))
+    )
+    losses = (
+        kl_loss(logprobs, old, ref_logprobs) if kind == "the loss" else kl_estimate(logprobs, ref_logprobs, kind="k3")
+    )
+    [estimate] = torch.autograd.grad((weight * losses).sum(), theta)
+    close(estimate, forward if kind == "the loss" else backward)
+    assert (forward - backward).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.95, 0.0])

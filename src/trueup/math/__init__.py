@@ -4,7 +4,8 @@ Tensors and keyword coefficients in, a tensor out; formula, shapes, units and so
 config, no device, no logging. Values outside a mask are zero and never read.
 """
 
-from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate
+from trueup.math.advantages import RunningBaseline, grpo_advantages, rloo_advantages
+from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate, kl_loss
 from trueup.math.masked import masked_mean, masked_var, whiten
 from trueup.math.ppo import (
     approx_kl,
@@ -20,6 +21,7 @@ from trueup.math.statistics import bootstrap_interval, expected_calibration_erro
 
 __all__ = [
     "AdaptiveKL",
+    "RunningBaseline",
     "approx_kl",
     "bootstrap_interval",
     "bradley_terry_loss",
@@ -29,11 +31,14 @@ __all__ = [
     "expected_calibration_error",
     "explained_variance",
     "gae",
+    "grpo_advantages",
     "kl_estimate",
+    "kl_loss",
     "masked_mean",
     "masked_var",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "rloo_advantages",
     "shape_rewards",
     "whiten",
 ]

@@ -36,6 +36,24 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, kind: str) -> Tensor:
     raise ValueError(f"kind is 'k1', 'k2' or 'k3', not {kind!r}")
 
 
+def kl_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """KL(policy || reference) at each token as a loss, from tokens that an older policy sampled: rho k3.
+
+        rho k3 = rho (exp(-l) - 1 + l),   rho = pi / pi_old,   l = log(pi / pi_ref),   d(rho k3) / d log pi = rho l
+
+    logprobs [B, T] with gradient, old_logprobs [B, T] and ref_logprobs [B, T] constants -> [B, T] nats. Given what
+    is before a token, the means of value and gradient are the KL of that token and its gradient, whatever pi_old.
+    Without rho the mean gradient is that of KL(reference || policy), another thing: it has how a token's own term
+    changes, but not that the token becomes likelier. What a token does to the KL of later ones is not in it; a
+    penalty in the rewards has that. Log-ratios to the older policy above 20 count as 20. ValueError where the
+    shapes differ. Source: DeepSeek-AI 2025 (DeepSeek-V3.2), equation 7; Tang and Munos 2025, "On a few pitfalls in
+    KL divergence gradient estimation for RL".
+    """
+    same_shape(logprobs=logprobs, old_logprobs=old_logprobs)
+    ratio = (logprobs - old_logprobs).clamp(max=20).exp()
+    return ratio * kl_estimate(logprobs, ref_logprobs, kind="k3")
+
+
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """KL(policy || reference) of the next token's whole distribution: sum_v p_v (log p_v - log q_v).
 
