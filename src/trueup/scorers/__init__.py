@@ -68,6 +68,17 @@ def from_callable(spec: str) -> Scorer:
     return scorer
 
 
+def reward_model_in(scorer: Scorer) -> str | None:
+    """The reward model's folder that a scorer is, or that weighs most in it."""
+    from trueup.scorers.reward_model import RewardModel
+
+    if isinstance(scorer, RewardModel):
+        return scorer.name
+    parts = [(abs(w), one) for one, w in scorer.scorers] if isinstance(scorer, Weighted) else []
+    found = [(w, name) for w, one in parts if (name := reward_model_in(one))]
+    return max(found)[1] if found else None
+
+
 class Callable_:
     """A Python function of (prompts, completions) -> B numbers."""
 
