@@ -31,7 +31,8 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that awaits a reply. `meta` (category and the like) is not part of its identity."""
+    """A conversation that awaits a reply. `meta` (category, a right answer: any other column) is not part of its
+    identity."""
 
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
@@ -115,7 +116,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Scores:
-    """A scorer's numbers for B completions: `value` [B], and named parts [B] each."""
+    """A scorer's numbers for B completions: `value` [B], and named parts [B] each, NaN where a part does not apply."""
 
     value: np.ndarray
     parts: dict[str, np.ndarray] = field(default_factory=dict)

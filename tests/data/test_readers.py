@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 
@@ -94,6 +95,22 @@ def test_prompts_from_any_file(tmp_path):
         {"prompt": "Hi", "chosen": "a", "rejected": "b"},
     ):
         assert read_prompts(write(tmp_path / "p.jsonl", row)).records == [Prompt.of("Hi")]
+
+
+def test_other_columns_stay_with_the_prompt_where_json_can_hold_them(tmp_path):
+    row = {"question": "1 + 1?", "answer": "2", "meta": {"from": "a book"}, "level": 3, "tags": ["sum", {"n": None}]}
+    kept = {"answer": "2", "from": "a book", "level": 3, "tags": ["sum", {"n": None}]}
+    (found,) = read_prompts(write(tmp_path / "p.jsonl", {**row, "none": None})).records
+    assert found == Prompt.of("1 + 1?") and found.meta == kept
+    (demo,) = read_demonstrations(tmp_path / "p.jsonl").records
+    assert (demo.prompt.text, demo.reply, demo.prompt.meta) == ("1 + 1?", "2", kept)
+    day = datetime.date(2020, 1, 1)
+    table = pa.Table.from_pylist([{"prompt": "Hi", "day": day, "days": [day], "raw": b"x", "level": 3, "tags": ["a"]}])
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet").records[0].meta == {"level": 3, "tags": ["a"]}
+    texts = {"messages": [USER, REPLY], "chosen": "a", "rejected": "b", "completions": ["c"], "question": "no"}
+    assert read_prompts(write(tmp_path / "t.jsonl", texts)).records[0] == Prompt.of("Hi")
+    assert not read_prompts(tmp_path / "t.jsonl").records[0].meta
 
 
 def test_useless_rows_are_dropped_and_counted(tmp_path):

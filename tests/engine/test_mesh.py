@@ -28,6 +28,7 @@ def test_one_process_gathers_in_global_order() -> None:
     values = torch.tensor([[10.0, 1], [20, 2], [30, 3]])
     assert mesh.gather_rows(values[shares[0]], shares).equal(values)
     assert mesh.gather_objects(["b", "c", "a"], shares) == ["a", "b", "c"]
+    assert mesh.from_main(lambda: "told") == "told"
     assert mesh.is_main and mesh.sum(torch.tensor([2.0])).item() == 2.0
 
 

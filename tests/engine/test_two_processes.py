@@ -72,3 +72,9 @@ def test_samples_are_the_same(both: tuple[dict[str, Any], dict[str, Any]]) -> No
     one, two = both
     assert [c.ids for c in one["samples"]] == [c.ids for c in two["samples"]]
     assert len({c.ids for c in one["samples"]}) == 11
+
+
+def test_what_the_main_process_was_told_all_know(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    one, two = both
+    assert len(one["asked"]) == 1 and len(two["asked"]) == 2
+    assert two["asked"][0] == two["asked"][1]

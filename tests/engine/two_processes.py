@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from collections.abc import Sequence
 
 import torch
 
@@ -12,6 +15,13 @@ from trueup.engine.learner import Learner, Optim
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.models.net import Net
+from trueup.records import Completion, Prompt
+from trueup.scorers.asked import Asked
+
+
+async def who(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    """An answer that differs in each process, and each time."""
+    return [float(os.getpid()), time.monotonic()]
 
 
 def work(mesh: Mesh) -> dict[str, object]:
@@ -34,6 +44,8 @@ def work(mesh: Mesh) -> dict[str, object]:
     sampler = Sampler(tiny.policy(), end_id=tiny.END, decode=str, mesh=mesh, slots=3)
     prompts = [[5 + i] * (1 + i % 4) for i in range(11)]
     out["samples"] = sampler.sample(prompts, Sampling(max_tokens=9), seed=4, step=2)
+    scores = Asked("who", who, mesh, waits=True).score([Prompt.of("a"), Prompt.of("b")], [Completion("")] * 2)
+    out["asked"] = mesh.gather_objects([scores.value.tolist()], [[rank] for rank in range(mesh.world)])
     return out
 
 

@@ -3,14 +3,15 @@
     messages                      a conversation whose last turn is the assistant's   -> Demonstration
     prompt, completion            string or message list                              -> Demonstration
     instruction, input, output    Alpaca's columns; `instances` of input and output   -> Demonstration
-    prompt                        string or message list                              -> Prompt
+    question, answer              as in GSM8K                                         -> Demonstration
+    prompt (or question)          string or message list                              -> Prompt
     prompt, chosen, rejected      replies, or whole conversations that open with it   -> Preference
     chosen, rejected              the prompt is what both conversations share         -> Preference
 
 Strings may be "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts: whole in `chosen`/`rejected` without a prompt, up to
-the reply in `prompt`. Other columns (`category`, `label`, `margin`, `weight`, `rater`) are kept where they are known.
-A row that cannot be read stops the reader with file and line; a row that is readable but useless (chosen == rejected)
-is dropped and counted.
+the reply in `prompt`. Other columns stay with the prompt, in `Prompt.meta`, where JSON can hold their values: a Python
+scorer gets them. A row that cannot be read stops the reader with file and line; a row that is readable but useless
+(chosen == rejected) is dropped and counted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from trueup.records import Completion, Demonstration, Message, Preference, Promp
 
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
+TEXTS = {"messages", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "instances"}
+TEXTS |= {"question", "completions", "meta"}
+"""Columns that `Prompt.meta` does not repeat."""
 LARGEST = 3e38
 """The losses are computed in float32, which holds no larger number."""
 
@@ -56,12 +60,12 @@ class BadRow(Exception):
 
 
 def read_demonstrations(path: str | Path) -> Rows[Demonstration]:
-    return _read(path, _demonstration, "messages; prompt and completion; or instruction and output")
+    return _read(path, _demonstration, "messages; prompt, completion; instruction, output; or question, answer")
 
 
 def read_prompts(path: str | Path) -> Rows[Prompt]:
     """Prompts; a preference or demonstration file serves too, its replies are left aside."""
-    return _read(path, _prompt, "prompt, messages, or chosen and rejected")
+    return _read(path, _prompt, "prompt, question, messages, or chosen and rejected")
 
 
 def read_preferences(path: str | Path) -> Rows[Preference]:
@@ -174,8 +178,18 @@ def _transcript(text: str) -> list[Message] | None:
 
 
 def _meta(row: dict[str, Any]) -> dict[str, Any]:
-    meta = dict(row["meta"]) if isinstance(row.get("meta"), dict) else {}
-    return meta | {name: row[name] for name in ("category", "gold_margin") if row.get(name) is not None}
+    """The columns that are no text of the conversation, and those below `meta`."""
+    inner = row.get("meta")
+    columns = {**(inner if isinstance(inner, dict) else {}), **{k: v for k, v in row.items() if k not in TEXTS}}
+    return {name: value for name, value in columns.items() if value is not None and _is_json(value)}
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
+    return value is None or isinstance(value, str | int | float)
 
 
 def _before(row: dict[str, Any]) -> list[Message]:
@@ -237,6 +251,8 @@ def _demonstration(row: dict[str, Any]) -> Demonstration | str:
         before, reply = _split(row["messages"], "messages")
     elif "prompt" in row and "completion" in row:
         before, reply = _before(row), _reply(row["completion"], "completion")
+    elif "question" in row and "answer" in row:
+        before, reply = _messages(row["question"], "question"), _reply(row["answer"], "answer")
     else:
         raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
     return Demonstration(_awaiting(before, row, "prompt"), reply) if reply.strip() else "empty replies"
@@ -250,6 +266,8 @@ def _prompt(row: dict[str, Any]) -> Prompt | str:
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
         return _awaiting(messages[:-1] if messages[-1]["role"] == "assistant" else messages, row, "messages")
+    if "question" in row and "chosen" not in row:
+        return _awaiting(_messages(row["question"], "question"), row, "question")
     preference = _preference(row)
     return preference if isinstance(preference, str) else preference.prompt
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -104,6 +104,13 @@ class Mesh:
             for row, value in zip(rows, part, strict=True):
                 out[row] = value
         return out
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make()` gives in the main process, which alone calls it; known to every rank."""
+        found: list[Any] = [make() if self.is_main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        return found[0]  # type: ignore[no-any-return]
 
     def barrier(self) -> None:
         """Returns when every rank has come here."""

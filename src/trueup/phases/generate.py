@@ -1,6 +1,6 @@
 """Sample completions: n answers to each prompt, with their scores where a scorer is given, written as JSONL.
 
-Rows of `completions.jsonl`: prompt (messages), category, completions [{text, stop, ids, logprobs, score}].
+Rows of `completions.jsonl`: prompt (messages), category, meta, completions [{text, stop, ids, logprobs, score}].
 Not in it: any judgement of pairs (phase `judge`).
 """
 
@@ -21,7 +21,7 @@ from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "samples answers: raters need several answers to one prompt to compare"
-VERSION = 1
+VERSION = 2
 
 
 class GenerateConfig(Config):
@@ -73,6 +73,7 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
                 {
                     "prompt": [dict(m) for m in p.messages],
                     "category": p.category,
+                    "meta": dict(p.meta),
                     "completions": answers[i * config.n : (i + 1) * config.n],
                 }
                 for i, p in enumerate(prompts)

@@ -122,7 +122,7 @@ def pair_up(path: str, limit: int, rng: np.random.Generator) -> tuple[list[Compa
     out: list[Comparison] = []
     dropped: Counter[str] = Counter()
     for row in read_lines(Path(path)):
-        prompt = Prompt(tuple(row["prompt"]), {"category": row.get("category")})
+        prompt = Prompt(tuple(row["prompt"]), {"category": row.get("category"), **row.get("meta", {})})
         answers = [Completion(c["text"], c["stop"]) for c in row["completions"]]
         if len(answers) % 2:
             dropped["answers without a partner"] += 1

@@ -27,7 +27,7 @@ class ScoreConfig(Config):
     completions: str
     """A `completions.jsonl` of phase `generate`."""
     scorer: Spec
-    """A reward model's folder, `module:function`, or a weighted sum {scorer: weight}."""
+    """A reward model's folder, `module:function`, an `http://` address, or a weighted sum {scorer: weight}."""
 
 
 def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         raise UserError(f"{config.completions}: no such file")
     rows = read_lines(Path(config.completions))
     flat = [
-        (Prompt(tuple(row["prompt"]), {"category": row.get("category")}), answer)
+        (Prompt(tuple(row["prompt"]), {"category": row.get("category"), **row.get("meta", {})}), answer)
         for row in rows
         for answer in row["completions"]
     ]
@@ -46,7 +46,8 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     scores = scorer.score([p for p, _ in flat], completions)
     for i, (_, answer) in enumerate(flat):
         answer["score"] = float(scores.value[i])
-        answer |= {"parts": {k: float(v[i]) for k, v in scores.parts.items()}} if scores.parts else {}
+        parts = {k: None if np.isnan(v[i]) else float(v[i]) for k, v in scores.parts.items()}
+        answer |= {"parts": parts} if parts else {}
     if mesh.is_main:
         write_jsonl(run.folder / "completions.jsonl", rows)
         run.show(0, [{**describe(p), "completion": a["text"], "stop": a["stop"], "score": a["score"]} for p, a in flat])
@@ -57,5 +58,5 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "completions": len(value),
         "score": float(value.mean()),
         "score_std": float(np.std(value)),
-        "parts": {k: float(v.mean()) for k, v in scores.parts.items()},
+        "parts": {k: float(v[~np.isnan(v)].mean()) for k, v in scores.parts.items() if not np.isnan(v).all()},
     }

@@ -1,0 +1,86 @@
+"""Scorers that ask something of somebody else's: a Python function, sync or async, or a server.
+
+Asked once, in the main process, whatever the number of processes: an answer may differ each time, and a function may
+look at all rows at once. Several that only wait (coroutines) wait at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trueup.records import Completion, Prompt, Scorer, Scores, UserError
+
+if TYPE_CHECKING:
+    from trueup.engine.mesh import Mesh
+
+Answers = Sequence[float | None]
+"""A number a row; None where the scorer does not apply."""
+
+
+class Asked:
+    """`ask(prompts, completions)` gives the answers, or a coroutine that does, which `waits` tells."""
+
+    def __init__(
+        self,
+        name: str,
+        ask: Callable[[Sequence[Prompt], Sequence[Completion]], Answers | Coroutine[Any, Any, Answers]],
+        mesh: Mesh,
+        *,
+        waits: bool,
+    ) -> None:
+        self.name, self.ask, self.mesh, self.waits = name, ask, mesh, waits
+
+    def start(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
+        """Begins to wait, if it waits; calling what is returned gives the values [B], NaN where it does not apply."""
+        answers: Callable[[], Any] = functools.partial(self.ask, prompts, completions)
+        if self.waits and self.mesh.is_main:
+            answers = asyncio.run_coroutine_threadsafe(answers(), loop()).result
+        return lambda: numbers(self.name, self.mesh.from_main(answers), len(completions))
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        value = self.start(prompts, completions)()
+        refuse_gaps(self.name, value, prompts)
+        return Scores(value)
+
+
+@functools.cache
+def loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all, in a thread of its own: clients that a function keeps belong to the loop that they were
+    made in, and a notebook has a loop of its own running here."""
+    made = asyncio.new_event_loop()
+    threading.Thread(target=made.run_forever, daemon=True).start()
+    return made
+
+
+def start(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
+    """As `Asked.start`, of any scorer."""
+    if isinstance(scorer, Asked):
+        return scorer.start(prompts, completions)
+    return lambda: scorer.score(prompts, completions).value
+
+
+def numbers(name: str, answers: Any, count: int) -> np.ndarray:
+    """The answers as [count] float64, None as NaN. Raises UserError for anything else."""
+    try:
+        value = np.array([np.nan if one is None else float(one) for one in answers])
+        given = np.array([one is not None for one in answers], dtype=bool)
+    except (TypeError, ValueError):
+        raise UserError(f"'{name}' must return {count} numbers, got {type(answers).__name__}") from None
+    if len(value) != count or not np.isfinite(value[given]).all():
+        bad = f"{len(value)} of them" if len(value) != count else f"{value[given][~np.isfinite(value[given])][0]}"
+        raise UserError(f"'{name}' must return {count} finite numbers (None where it does not apply), got {bad}")
+    return value
+
+
+def refuse_gaps(name: str, value: np.ndarray, prompts: Sequence[Prompt]) -> None:
+    """Every completion needs a score: raises UserError naming the first prompt without one."""
+    gaps = np.isnan(value).nonzero()[0]
+    if len(gaps):
+        text = prompts[gaps[0]].text.replace("\n", " ")[:80]
+        raise UserError(f"'{name}' applies to {len(value) - len(gaps)} of {len(value)} completions; not to '{text}'")
