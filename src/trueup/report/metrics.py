@@ -127,9 +127,15 @@ PPO: dict[str, Metric] = {
         "Below about 0.02.",
         "Above 0.05: as for the clip fraction; `target_kl` ends a step's epochs there.",
     ),
+    "kl_loss": Metric(
+        "KL loss (`kl_in=loss`)",
+        "advantage × `kl_coef`, per token",
+        "0 at first, then small beside the advantages; never negative.",
+        "Grows past them: the policy is far from the reference and is being pulled back; lower `optim.lr` or `epochs`.",
+    ),
     "policy_loss": Metric(
         "Policy loss",
-        "whitened advantage",
+        "advantage: whitened (gae), s.d. of the group (grpo), score (rloo, reinforce)",
         "A little below 0. Its size says nothing of quality.",
         "Far from 0 or jumping: look at clip fraction and gradient norm.",
     ),
@@ -180,6 +186,19 @@ PPO: dict[str, Metric] = {
         "s.d. within the batch",
         "Shrinks slowly as answers improve.",
         "Near 0: every answer scores alike, nothing is left to learn from; new prompts or a new reward model.",
+    ),
+    "flat_groups": Metric(
+        "Groups whose completions all score alike (`samples` above 1)",
+        "share of the groups",
+        "Well below 1: only the other groups teach anything.",
+        "Near 1: the prompts are too hard or too easy for this policy, or its samples are all the same. Choose other "
+        "prompts, more `samples`, or a scorer with degrees; look at the entropy.",
+    ),
+    "baseline": Metric(
+        "Running baseline (reinforce)",
+        "score, less the penalty where that is part of the reward",
+        "Follows the reward a few steps behind.",
+        "Far behind for long: the reward rises faster than a mean over about ten steps; lower `optim.lr`.",
     ),
     "value": Metric(
         "Value predicted by the critic",

@@ -24,6 +24,7 @@ FIRST: dict[str, list[str]] = {
         "clip_fraction",
         "explained_variance",
         "value_loss",
+        "flat_groups",
         "policy_grad_norm",
         "kl_coef",
         "length",
@@ -33,10 +34,12 @@ FIRST: dict[str, list[str]] = {
 LOSS_UNIT = {"sft": "nats per token", "reward": "nats per pair"}
 THEN = [
     "policy_loss",
+    "kl_loss",
     "entropy_bonus",
     "approx_kl",
     "score_std",
     "value",
+    "baseline",
     "critic_grad_norm",
     "policy_lr",
     "critic_lr",
