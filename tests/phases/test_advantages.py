@@ -26,10 +26,10 @@ def gold(log: list[dict], last: int = 4) -> float:
     [("rloo", "reward"), ("rloo", "loss"), ("grpo", "loss"), ("reinforce", "reward"), ("gae", "loss")],
 )
 def test_it_writes_what_the_scorer_likes(toy, advantage, kl_in):
-    keys = {"advantage": advantage, "samples": GROUPS[advantage], "kl_in": kl_in, "kl_coef": 0.05, "steps": 14}
-    stage = run(toy, {"learns": {**KEYS, **keys}})["learns"]
+    keys = {"advantage": advantage, "samples": GROUPS[advantage], "kl_in": kl_in, "kl_coef": 0.02, "steps": 15}
+    stage = run(toy, {"learns": {**KEYS, **keys, "scorer": "toyrules:blue"}})["learns"]
     log = metrics(stage)
-    assert log[0]["audit"] < 0.75 and gold(log) >= 0.87
+    assert log[0]["audit"] < 0.75 and gold(log) >= 0.85
     assert log[0]["kl"] == 0 and log[-1]["kl"] > 0.3
     critic = advantage == "gae"
     assert (stage.folder / "critic").exists() == critic

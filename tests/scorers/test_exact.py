@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
 from tests.models_made import make_model
+from tests.shared import SHARED, needs_shared
 from tests.toy import metrics, run
 from trueup.scorers.exact import final_number, gsm8k
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs GSM8K in {DATA}")
+DATA = SHARED / "data" / "gsm8k"
+needs_data = needs_shared("data/gsm8k")
 
 
 @pytest.mark.parametrize(
