@@ -26,7 +26,7 @@ from trueup.run import Run, read_lines
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "asks raters which of two answers is better: people compare more easily than they write"
-VERSION = 1
+VERSION = 2
 
 
 class JudgeConfig(Config):

@@ -54,7 +54,7 @@ from trueup.run import Best, Run, peak_memory
 from trueup.scorers import Spec, make_scorer, reward_model_in
 
 WHAT = "moves the policy towards higher scores, held near its start by a KL penalty: far away the score means nothing"
-VERSION = 1
+VERSION = 2
 
 
 class Adaptive(Config):

@@ -37,7 +37,7 @@ from trueup.records import Preference, UserError
 from trueup.run import Run
 
 WHAT = "learns a score from the comparisons: PPO needs a number for every answer, and raters cannot give them all"
-VERSION = 1
+VERSION = 2
 
 
 class RewardConfig(Config):
