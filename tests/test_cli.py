@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,21 @@ from trueup.records import Completion, Preference
 from trueup.world import gold_of
 
 SRC = str(Path(__file__).parents[1] / "src")
+ASKED = ("prompts=prompts.jsonl", "limit=2", "sampling.max_tokens=4", "greedy=false")
+BAD_JUDGES = """
+from trueup.records import Verdict
+
+class Judge:
+    def __init__(self, p, name="bad"):
+        self.p, self.name = p, name
+    def judge(self, comparisons):
+        return [Verdict(self.p, "bad") for _ in comparisons] if self.p != "brief" else []
+
+def sure(): return Judge(2.0)
+def lost(): return Judge(float("nan"))
+def silent(): return Judge(None)
+def brief(): return Judge("brief")
+"""
 
 
 @pytest.fixture
@@ -81,10 +97,27 @@ def test_help_needs_no_torch(tmp_path):
         (["keys", "none"], "unknown phase"),
         (["judge", "completions=none.jsonl", "judge=toyrules:gold"], "no such file"),
         (["score", "completions=none.jsonl", "scorer=toyrules:gold"], "no such file"),
+        (["sft", "model=reward/none", "data=demos.jsonl"], "reward/none: no such folder"),  # not asked of the Hub
+        (["sft", "model=base", "data=long.jsonl"], "the model's context"),
+        (["reward", "model=base", "data=pairs.jsonl", "part=[0.7,0.7]"], "no prompt falls into part 0.7 to 0.7"),
+        (["generate", "model=base", "prompts=prompts.jsonl", "max_prompt=2"], "every prompt has more than 2 tokens"),
+        (["ppo", "model=base", "scorer=reward/final", "prompts=prompts.jsonl", "max_prompt=2"], "(0 held out, 64 over"),
+        (["judge", "completions=said.jsonl", "judge=badjudges:sure"], "p in [0, 1], or None to abstain; got 2.0"),
+        (["judge", "completions=said.jsonl", "judge=badjudges:lost"], "p in [0, 1], or None to abstain; got nan"),
+        (["judge", "completions=said.jsonl", "judge=badjudges:silent"], "abstained on all"),
+        (["judge", "completions=said.jsonl", "judge=badjudges:brief"], "gave 0 verdicts to 1 comparisons"),
+        (["evaluate", "models.sft=sft/final", "models.b=base", *ASKED, "judge=badjudges:silent"], "on every prompt"),
+        (["evaluate", "models.sft=sft/final", "models.b=base", *ASKED, "judge=badjudges:brief"], "gave 0 verdicts"),
     ],
 )
 def test_mistakes_are_told_in_one_line(toy, call, arguments, said):
     (toy / "empty.jsonl").write_text("")
+    (toy / "long.jsonl").write_text(json.dumps({"prompt": "why? " * 3000, "completion": "so"}) + "\n")
+    (toy / "badjudges.py").write_text(BAD_JUDGES)
+    both = [{"text": text, "stop": "eos"} for text in ("yes", "no")]
+    (toy / "said.jsonl").write_text(
+        json.dumps({"prompt": [{"role": "user", "content": "so?"}], "completions": both}) + "\n"
+    )
     code, out, err = call(toy, *arguments)
     assert code == 2, (out, err)
     lines = [text for text in err.splitlines() if text.startswith("trueup: ")]
@@ -172,6 +205,28 @@ def test_the_world_is_exported_in_the_sizes_that_are_asked_for(tmp_path, call):
 
 def core(p: Preference, answer: Completion) -> float:
     return gold_of(p.prompt.text, answer.text, answer.ended).core
+
+
+def test_the_world_is_not_exported_over_somebody_s_files(tmp_path, call):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "demonstrations.jsonl").write_text("my own\n")
+    code, _, err = call(tmp_path, "world", "export", "mine")
+    assert code == 2 and "not empty" in err
+    assert (tmp_path / "mine" / "demonstrations.jsonl").read_text() == "my own\n"
+
+
+def test_ctrl_c_says_how_to_go_on(toy):
+    env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
+    keys = ["sft", "--name", "stopped", "model=base", "data=demos.jsonl", "train.epochs=50"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trueup", *keys], cwd=toy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((toy / "runs" / "stopped").glob("sft-*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"stopped; the same command goes on" in err and b"Traceback" not in err
 
 
 @pytest.mark.long

@@ -59,7 +59,11 @@ def _run(source: str | dict[str, Any], assignments: list[str], runs: Path, dry: 
             state = "done" if stage.done else "due "
             console.print(f"{state:4}  {stage.name:12} {stage.phase:9} {stage.folder}", markup=False)
         return
-    stages = run_recipe(recipe, runs)
+    try:
+        stages = run_recipe(recipe, runs)
+    except KeyboardInterrupt:  # typer would leave without a word
+        print("\ntrueup: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
     if int(os.environ.get("RANK", 0)) == 0:
         console.print(f"made: {stages[-1].folder}", markup=False)
         _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"])
@@ -200,6 +204,9 @@ def world_export(
     import shutil
 
     from trueup.world import base_path, export
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already and not empty; name a new folder")
     from trueup.world.raters import demo_preferences
 
     shutil.copytree(base_path(), folder / "base", dirs_exist_ok=True)
@@ -256,15 +263,12 @@ def world_freeze() -> None:
 
 
 def main() -> None:
-    """Bad input ends in one line and exit code 2; a stop by the user says how to go on."""
+    """Bad input ends in one line and exit code 2."""
     try:
         app()
     except UserError as error:
         print(f"trueup: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ntrueup: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
     except FloatingPointError as error:
         print(f"trueup: {error}; nothing was written after it, the last checkpoint is kept", file=sys.stderr)
         sys.exit(1)

@@ -140,6 +140,13 @@ class Judge(Protocol):
     def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]: ...
 
 
+def is_local(name: str | Path) -> bool:
+    """Whether a model's name is a place on this machine, there or not, and no Hub name (owner/name)."""
+    text = str(name)
+    hub = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).parent.exists()
+    return Path(text).exists() or not hub
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomic: a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trueup.records import Demonstration, Message, Prompt, UserError
+from trueup.records import Demonstration, Message, Prompt, UserError, is_local
 
 PLAIN = (
     "{% for m in messages %}"
@@ -74,8 +74,9 @@ class Chat:
     def load(cls, folder: str | Path) -> Chat:
         """The tokenizer of a model folder (or Hub name). Raises UserError where there is none."""
         name = str(folder)
-        hub = not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "/", "~"))
-        if not hub and not any((Path(name) / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
+        if is_local(name) and not any(
+            (Path(name) / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")
+        ):
             what = "no tokenizer here (expected tokenizer.json)" if Path(name).is_dir() else "no such folder"
             raise UserError(f"{name}: {what}; a model folder in Hugging Face layout is needed")
         try:

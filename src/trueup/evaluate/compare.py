@@ -27,9 +27,9 @@ from trueup.data.readers import read_prompts
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import exact_kl
 from trueup.engine.sampler import Sampler, Sampling
-from trueup.judges import JudgeSpec, make_judge
+from trueup.judges import JudgeSpec, make_judge, verdicts_of
 from trueup.math import bootstrap_interval
-from trueup.models.load import load_policy
+from trueup.models.load import context_length, load_policy
 from trueup.models.net import Net
 from trueup.records import Comparison, Completion, Prompt, UserError, write_json
 from trueup.run import Run
@@ -74,8 +74,17 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         if name not in config.models:
             raise UserError(f"evaluate: '{name}' is not among the models ({', '.join(config.models)})")
     found = read_prompts(config.prompts)
-    prompts = list(dict.fromkeys(found.records))[: config.limit or None]
     chats = {name: Chat.load(path) for name, path in config.models.items()}
+    rooms = {name: context_length(path) - 1 for name, path in config.models.items()}
+    distinct = list(dict.fromkeys(found.records))
+    fitting = [p for p in distinct if all(len(c.prompt_ids(p.messages)) <= rooms[n] for n, c in chats.items())]
+    prompts = fitting[: config.limit or None]
+    run.say(
+        f"{found.note()}, {len(distinct)} distinct; {len(distinct) - len(fitting)} beyond a model's context; "
+        f"{len(prompts)} are answered"
+    )
+    if not prompts:
+        raise UserError(f"{config.prompts}: no prompt fits into every model's context")
     gold = make_scorer(config.gold, mesh) if config.gold else None
     proxy = make_scorer(config.proxy, mesh) if config.proxy else None
     spec = config.gold if config.gold is not None else config.judge
@@ -109,6 +118,8 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             figures |= {"kl": float(kl.mean()), "kl_interval": interval(kl, config.seed)}
         if judge is not None and name != config.baseline:
             wins = win_share(judge, prompts, found_answers, answers[config.baseline][mode])
+            if not wins:
+                raise UserError(f"evaluate: judge '{judge.name}' abstained on every prompt for model '{name}'")
             figures |= {
                 "win_rate": float(np.mean(wins)),
                 "win_rate_interval": interval(wins, config.seed),
@@ -218,8 +229,8 @@ def win_share(
     """Per prompt, the probability that the answer beats the baseline's: both orders asked and averaged; where the
     judge abstains in either order, the prompt is left out. Ties count one half."""
     rows = list(zip(prompts, answers, baseline, strict=True))
-    ahead = judge.judge([Comparison(p, (a, b)) for p, a, b in rows])
-    behind = judge.judge([Comparison(p, (b, a)) for p, a, b in rows])
+    ahead = verdicts_of(judge, [Comparison(p, (a, b)) for p, a, b in rows])
+    behind = verdicts_of(judge, [Comparison(p, (b, a)) for p, a, b in rows])
     return [(x.p + 1 - y.p) / 2 for x, y in zip(ahead, behind, strict=True) if x.p is not None and y.p is not None]
 
 

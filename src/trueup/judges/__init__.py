@@ -41,6 +41,21 @@ def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
     raise UserError(f"judge '{use}' returned {type(made).__name__}, neither a judge nor a scorer")
 
 
+def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
+    """The judge's verdicts. Raises UserError where they are not one probability, or an abstention, a comparison."""
+    verdicts = list(judge.judge(comparisons))
+    if len(verdicts) != len(comparisons):
+        raise UserError(f"judge '{judge.name}' gave {len(verdicts)} verdicts to {len(comparisons)} comparisons")
+    for verdict in verdicts:
+        known = isinstance(verdict, Verdict)
+        if not known or not (verdict.p is None or 0 <= verdict.p <= 1):
+            got = verdict.p if known else verdict
+            raise UserError(
+                f"judge '{judge.name}' must give Verdicts with p in [0, 1], or None to abstain; got {got!r}"
+            )
+    return verdicts
+
+
 def _takes_seed(function: Any) -> bool:
     import inspect
 

@@ -29,7 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from trueup.models.logprobs import Head
 from trueup.models.net import prepare
-from trueup.records import UserError
+from trueup.records import UserError, is_local
 from trueup.run import write_folder
 
 
@@ -179,14 +179,19 @@ def score_name(model: PreTrainedModel) -> str:
 
 def _config(path: str | Path) -> Any:
     path = str(path)
-    local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
-    if local and not (Path(path) / "config.json").is_file():
+    if is_local(path) and not (Path(path) / "config.json").is_file():
         what = "no such folder" if not Path(path).is_dir() else "no config.json in this folder"
         raise UserError(f"{path}: {what}; a model folder in Hugging Face layout is needed")
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a model: {str(error).splitlines()[0]}") from None
+
+
+def context_length(path: str | Path) -> int:
+    """How many tokens a model of this folder was made for; without a stated number a very large one."""
+    stated = getattr(_config(path).get_text_config(), "max_position_embeddings", None)
+    return int(stated) if stated else 1 << 30
 
 
 def _architecture(config: Any) -> str:

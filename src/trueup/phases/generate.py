@@ -15,8 +15,8 @@ from trueup.data.chat import Chat, describe
 from trueup.data.readers import read_prompts
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
-from trueup.models.load import load_policy
-from trueup.records import write_jsonl
+from trueup.models.load import context_length, load_policy
+from trueup.records import UserError, write_jsonl
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
@@ -46,8 +46,11 @@ class GenerateConfig(Config):
 def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
     found = read_prompts(config.prompts)
-    prompts = [p for p in found.records if len(chat.prompt_ids(p.messages)) <= config.max_prompt]
-    run.say(f"{found.note()}; {len(found) - len(prompts)} over {config.max_prompt} tokens")
+    limit = min(config.max_prompt, context_length(config.model) - 1)
+    prompts = [p for p in found.records if len(chat.prompt_ids(p.messages)) <= limit]
+    run.say(f"{found.note()}; {len(found) - len(prompts)} over {limit} tokens")
+    if not prompts:
+        raise UserError(f"{config.prompts}: every prompt has more than {limit} tokens (max_prompt, or the context)")
     prompts = prompts[: config.limit or None]
     sampler = Sampler.speaking(chat, load_policy(config.model, device=mesh.device), mesh)
     scorer = make_scorer(config.scorer, mesh) if config.scorer else None

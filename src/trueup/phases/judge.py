@@ -20,7 +20,7 @@ from pydantic import Field
 
 from trueup.config import Config, display
 from trueup.engine.mesh import Mesh
-from trueup.judges import JudgeSpec, make_judge
+from trueup.judges import JudgeSpec, make_judge, verdicts_of
 from trueup.records import Comparison, Completion, Judge, Prompt, UserError, Verdict, write_jsonl
 from trueup.run import Run, read_lines
 from trueup.scorers import Spec, make_scorer
@@ -65,6 +65,8 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             dropped["the judge abstained"] += 1
         else:
             kept.append((comparison, verdict))
+    if not kept:
+        raise UserError(f"judge '{judge.name}' abstained on all {len(verdicts)} comparisons")
     gold = make_scorer(config.audit, mesh) if config.audit else None
     flat = [(c.prompt, completion) for c, _ in kept for completion in c.completions]
     values = gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(kept)
@@ -103,11 +105,7 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
 
 
 def ask(judge: Judge, comparisons: list[Comparison], index: range) -> list[dict[str, Any]]:
-    part = [comparisons[i] for i in index]
-    verdicts = judge.judge(part)
-    if len(verdicts) != len(part):
-        raise UserError(f"judge '{judge.name}' gave {len(verdicts)} verdicts to {len(part)} comparisons")
-    return [asdict(verdict) for verdict in verdicts]
+    return [asdict(verdict) for verdict in verdicts_of(judge, [comparisons[i] for i in index])]
 
 
 def _second(verdict: Verdict) -> Verdict:

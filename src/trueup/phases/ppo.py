@@ -46,7 +46,7 @@ from trueup.math import (
     shape_rewards,
     whiten,
 )
-from trueup.models.load import load_policy, load_scalar, save_model
+from trueup.models.load import context_length, load_policy, load_scalar, save_model
 from trueup.models.net import Net
 from trueup.models.roles import load_reward, load_weights, save_checked
 from trueup.records import Completion, Prompt, Scorer, UserError
@@ -152,11 +152,14 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     refuse(config)
     chat = Chat.load(config.model)
     found = read_prompts(config.prompts)
-    prompts = [p for p in dict.fromkeys(found.records) if len(chat.prompt_ids(p.messages)) <= config.max_prompt]
+    limit = min(config.max_prompt, context_length(config.model) - 1)
+    distinct = list(dict.fromkeys(found.records))
+    prompts = [p for p in distinct if len(chat.prompt_ids(p.messages)) <= limit]
     train, held = split_by_prompt(prompts, config.held_out, lambda p: p)
-    run.say(f"{found.note()}; {len(train)} distinct prompts to train on, {len(held)} held out")
+    counted = f"{len(held)} held out, {len(distinct) - len(prompts)} over {limit} tokens"
+    run.say(f"{found.note()}; {len(train)} distinct prompts to train on, {counted}")
     if not train:
-        raise UserError(f"{config.prompts}: every prompt has more than {config.max_prompt} tokens (max_prompt)")
+        raise UserError(f"{config.prompts}: no prompt is left to train on ({counted})")
 
     players = gather_players(config, mesh, chat)
     kl = AdaptiveKL(

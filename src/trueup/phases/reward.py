@@ -30,7 +30,7 @@ from trueup.engine.mesh import Mesh
 from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.math import bradley_terry_loss, center_penalty, expected_calibration_error
-from trueup.models.load import load_policy, load_scalar, save_model
+from trueup.models.load import context_length, load_policy, load_scalar, save_model
 from trueup.models.net import Net
 from trueup.models.roles import is_policy, load_weights, save_checked
 from trueup.records import Preference, UserError
@@ -52,7 +52,7 @@ class RewardConfig(Config):
     (0, 0.7), since they share no prompt."""
     seed: int = 0
     max_length: int = Field(1024, gt=1)
-    """Pairs with a longer row are dropped, and counted."""
+    """Pairs with a longer row, or one that the model's context does not hold, are dropped, and counted."""
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts kept for validation."""
     center: float = Field(0.01, ge=0)
@@ -86,14 +86,19 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     found = read_preferences(config.data)
     records = select_by_prompt(found.records, config.part, lambda p: p.prompt)
     parts = split_by_prompt(records, config.held_out, lambda p: p.prompt)
-    rows, valid = ([p for p in map(partial(encode, chat), part) if longest(p) <= config.max_length] for part in parts)
+    limit = min(config.max_length, context_length(config.model))
+    rows, valid = ([p for p in map(partial(encode, chat), part) if longest(p) <= limit] for part in parts)
     dropped = len(records) - len(rows) - len(valid)
     run.say(
         f"{found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, "
-        f"{len(valid)} held out, {dropped} over {config.max_length} tokens"
+        f"{len(valid)} held out, {dropped} over {limit} tokens"
     )
+    if not records:
+        raise UserError(f"{config.data}: no prompt falls into part {config.part[0]:g} to {config.part[1]:g}")
     if not rows:
-        raise UserError(f"{config.data}: every pair has a row with more than {config.max_length} tokens (max_length)")
+        raise UserError(
+            f"{config.data}: every pair has a row with more than {limit} tokens (max_length, or the model's context)"
+        )
 
     model = load_scalar(config.model, seed=config.seed, device=mesh.device).model
     net = Net(model, "reward")

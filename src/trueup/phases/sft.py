@@ -20,7 +20,7 @@ from trueup.engine.fit import Training, fit, masked_sum
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
-from trueup.models.load import load_policy, save_model
+from trueup.models.load import context_length, load_policy, save_model
 from trueup.models.net import Net
 from trueup.models.roles import load_weights, save_checked
 from trueup.records import Demonstration, UserError
@@ -39,7 +39,7 @@ class SFTConfig(Config):
     """Demonstrations: `messages`, or `prompt` and `completion`."""
     seed: int = 0
     max_length: int = Field(1024, gt=1)
-    """Rows with more tokens are dropped, and counted."""
+    """Rows with more tokens, or more than the model's context holds, are dropped, and counted."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts kept for validation."""
     train: Training = Training(optim=Optim(lr=3e-4, schedule="cosine", warmup=0.05))
@@ -58,14 +58,15 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
     found = read_demonstrations(config.data)
     train, held = split_by_prompt(found.records, config.held_out, lambda d: d.prompt)
-    rows, valid = (encode_all(chat, part, config.max_length) for part in (train, held))
+    limit = min(config.max_length, context_length(config.model))
+    rows, valid = (encode_all(chat, part, limit) for part in (train, held))
     dropped = len(train) + len(held) - len(rows) - len(valid)
     run.say(
-        f"{found.note()}; {len(rows)} to train on, {len(valid)} held out, {dropped} over {config.max_length} tokens"
+        f"{found.note()}; {len(rows)} to train on, {len(valid)} held out, {dropped} over {limit} tokens"
         + (f", {chat.last_turn_only} with only their last turn" if chat.last_turn_only else "")
     )
     if not rows:
-        raise UserError(f"{config.data}: every row has more than {config.max_length} tokens (max_length)")
+        raise UserError(f"{config.data}: every row has more than {limit} tokens (max_length, or the model's context)")
 
     model = load_policy(config.model, device=mesh.device)
     results = fit(
