@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,11 +19,10 @@ from trueup.config import Config, display
 from trueup.data.batches import Batch, Order
 from trueup.engine.learner import Learner, LossFn, Optim
 from trueup.engine.mesh import Mesh
-from trueup.models.net import Net
+from trueup.models.net import Net, Precision
 from trueup.run import Best, Run
 
 T = TypeVar("T")
-Precision = Literal["fp32", "bf16"]
 
 
 class Training(Config):

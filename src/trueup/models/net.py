@@ -21,6 +21,7 @@ from trueup.models.linear import fast_linears
 from trueup.models.logprobs import Head, exact_kl, token_logprobs
 
 Kind = Literal["policy", "critic", "reward"]
+Precision = Literal["fp32", "bf16"]
 Batch = dict[str, Tensor]
 
 
@@ -76,7 +77,9 @@ class Net(nn.Module):
         return hidden, flat[:, :-1][mask[:, 1:]]
 
     def _scalar(self, hidden: Tensor, read: Tensor) -> Tensor:
-        raw = score_head(self.model)(hidden.index_select(0, read))[:, 0].float()
+        head = score_head(self.model)
+        # A head that learns on a frozen body in bfloat16 is float32 itself.
+        raw = head(hidden.index_select(0, read).to(head.weight.dtype))[:, 0].float()
         return (raw - self.mean) / self.std
 
     def outputs_like(self, batch: Batch) -> dict[str, Tensor]:
@@ -88,7 +91,8 @@ class Net(nn.Module):
 
 
 class InBF16(nn.Module):
-    """A network whose parameters are float32 and whose forward runs on a bfloat16 copy of them.
+    """A network whose parameters are float32 and whose forward runs on a bfloat16 copy of them; what is bfloat16
+    (a frozen base) or packed already is used as it is.
 
     The cast is part of the graph, so that gradients arrive, add up and are reduced over ranks in float32.
     """
@@ -98,7 +102,7 @@ class InBF16(nn.Module):
         self.net = net
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        copy = {name: p.to(torch.bfloat16) for name, p in self.net.named_parameters()}
+        copy = {n: p.to(torch.bfloat16) for n, p in self.net.named_parameters() if p.is_floating_point()}
         return functional_call(self.net, copy, (batch,))  # type: ignore[no-any-return]
 
 
@@ -123,7 +127,7 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
-def score_head(model: PreTrainedModel) -> nn.Module:
+def score_head(model: PreTrainedModel) -> nn.Linear:
     """The linear layer that turns a hidden state into one number."""
     return model.score  # type: ignore[return-value]
 
