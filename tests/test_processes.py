@@ -43,6 +43,24 @@ STAGES = {
         "steps": 3,
         "sampling": {"max_tokens": 20},
     },
+    "adapter": {
+        "phase": "reward",
+        "model": "sft/final",
+        "data": "pairs.jsonl",
+        "lora": {"r": 4},
+        "sampling": {"max_tokens": 20},
+        "train": {"epochs": 1, "batch": 8},
+    },
+    "one-base": {
+        "phase": "ppo",
+        "model": "sft/final",
+        "scorer": "@adapter/final",
+        "prompts": "prompts.jsonl",
+        "lora": {"r": 4},
+        "batch": 16,
+        "steps": 2,
+        "sampling": {"max_tokens": 20},
+    },
     "evaluate": {
         "models": {"sft": "sft/final", "ppo": "@ppo/final"},
         "prompts": "prompts.jsonl",
@@ -78,7 +96,7 @@ def test_torchrun_on_two_processes_equals_one(toy):
         env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "2/6" in done.stdout and done.stdout.count("1/6 sft") == 1  # only the main process speaks
+    assert "2/8" in done.stdout and done.stdout.count("1/8 sft") == 1  # only the main process speaks
     for name, stage in one.items():
         (other,) = (toy / "runs" / "two-processes").glob(f"{name}-*")
         if (other / "final").exists():

@@ -46,7 +46,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
     return one, two
 
 
-@pytest.mark.parametrize("kind", ["policy", "reward"])
+@pytest.mark.parametrize("kind", ["policy", "reward", "adapter"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_update_is_the_same(both: tuple[dict[str, Any], dict[str, Any]], precision: str, kind: str) -> None:
     one, two = both

@@ -14,6 +14,7 @@ from tests.models import tiny
 from trueup.engine.learner import Learner, Optim
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
+from trueup.models.lora import Lora, adapt
 from trueup.models.net import Net
 from trueup.records import Completion, Prompt
 from trueup.scorers.asked import Asked
@@ -27,10 +28,21 @@ async def who(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> l
 def work(mesh: Mesh) -> dict[str, object]:
     out: dict[str, object] = {"world": mesh.world}
     for precision in ("fp32", "bf16"):
-        for kind, loss_fn, make in (("policy", two, batch_of), ("reward", bt, pairs_of)):
-            model = tiny.policy() if kind == "policy" else tiny.scalar()
-            optim = Optim(lr=1e-3, eps=1e-3, weight_decay=0.1, micro_tokens=25, warmup=0.4, schedule="cosine")
-            learner = Learner(Net(model, kind), optim, mesh, steps=5, precision=precision)  # type: ignore[arg-type]
+        for kind, loss_fn, make in (("policy", two, batch_of), ("reward", bt, pairs_of), ("adapter", two, batch_of)):
+            model = tiny.scalar() if kind == "reward" else tiny.policy()
+            if kind == "adapter":
+                adapt(model, Lora(r=4), "tiny", seed=0)
+            optim = Optim(
+                lr=1e-3,
+                eps=1e-3,
+                weight_decay=0.1,
+                micro_tokens=25,
+                warmup=0.4,
+                schedule="cosine",
+                gradient_checkpointing=kind == "adapter",
+            )
+            net = Net(model, "reward" if kind == "reward" else "policy")
+            learner = Learner(net, optim, mesh, steps=5, precision=precision)  # type: ignore[arg-type]
             losses, norms = [], []
             for step in range(3):
                 # 9 rows, then 7, then 1: the ranks get unlike shares, in the end one gets nothing.

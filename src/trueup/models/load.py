@@ -33,6 +33,11 @@ from trueup.records import UserError, is_local
 from trueup.run import write_folder
 
 
+def is_policy(path: str | Path) -> bool:
+    """Whether a folder (or Hub name) holds a language model; it may be a reward model."""
+    return not _architecture(_config(path)).endswith("ForSequenceClassification")
+
+
 class Scalar(NamedTuple):
     """A scalar model; `fresh` where its head is new, because the folder held a language model."""
 
@@ -49,7 +54,7 @@ def load_policy(
     applied to its last hidden state.
     """
     config = _config(path)
-    if _architecture(config).endswith("ForSequenceClassification"):
+    if not is_policy(path):
         raise UserError(f"{path}: holds a reward model ({_architecture(config)}); a language model is needed here")
     model, info = _load(AutoModelForCausalLM, path, config, dtype)
     if info["missing_keys"]:
@@ -88,15 +93,19 @@ def load_scalar(
     if missing:
         raise UserError(f"{path}: the weights lack {_some(missing)}")
     if not trained:
-        layer = getattr(model, head)
-        fresh = torch.empty(layer.weight.shape)
-        generator = torch.Generator().manual_seed(seed or 0)
-        fresh.normal_(0.0, 1 / math.sqrt(layer.weight.shape[1] + 1), generator=generator)
-        layer.weight.data.copy_(fresh)
-        if layer.bias is not None:
-            layer.bias.data.zero_()
+        draw_head(model, seed or 0)
     prepare(model.to(device))  # type: ignore[arg-type]
     return Scalar(model, not trained)
+
+
+def draw_head(model: PreTrainedModel, seed: int) -> None:
+    """A scalar model's head from N(0, 1 / (d + 1)), its bias, if any, at zero."""
+    layer = getattr(model, score_name(model))
+    fresh = torch.empty(layer.weight.shape)
+    generator = torch.Generator().manual_seed(seed)
+    layer.weight.data.copy_(fresh.normal_(0.0, 1 / math.sqrt(fresh.shape[1] + 1), generator=generator))
+    if layer.bias is not None:
+        layer.bias.data.zero_()
 
 
 def save_model(

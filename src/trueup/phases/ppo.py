@@ -25,7 +25,7 @@ from trueup.config import Config, display
 from trueup.data.batches import Batch, Order, completion_batch
 from trueup.data.chat import Chat
 from trueup.data.readers import read_prompts, split_by_prompt
-from trueup.engine.fit import Precision, load_state, state_writer
+from trueup.engine.fit import load_state, state_writer
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
 from trueup.engine.rollout import Clock, Rollout, describe_rollout, end_rate, findings, samples
@@ -46,9 +46,10 @@ from trueup.math import (
     shape_rewards,
     whiten,
 )
-from trueup.models.load import context_length, load_policy, load_scalar, save_model
-from trueup.models.net import Net
-from trueup.models.roles import load_reward, load_weights, save_checked
+from trueup.models.load import context_length, load_policy
+from trueup.models.lora import Lora
+from trueup.models.net import Net, Precision
+from trueup.models.roles import Models, load_reward, load_weights, models_of, save_checked, save_weights
 from trueup.records import Completion, Prompt, Scorer, UserError
 from trueup.run import Best, Run, peak_memory
 from trueup.scorers import Spec, make_scorer, reward_model_in
@@ -117,6 +118,9 @@ class PPOConfig(Config):
     max_prompt: int = Field(512, gt=0)
     """Prompts with more tokens are dropped, and counted."""
     sampling: Sampling = Sampling(max_tokens=64)
+    lora: Lora | None = None
+    """Train adapters on one frozen base: {r: 16, alpha: 32}. The base is the reference, and carries the critic too,
+    and a reward model whose adapter was trained on the same `model`."""
     optim: Optim = Optim(lr=3e-4)
     critic_optim: Optim = Optim(lr=3e-4)
     precision: Precision = "fp32"
@@ -239,10 +243,9 @@ def refuse(config: PPOConfig) -> None:
 
 def save_learners(players: Players, folder: Path) -> None:
     """The policy in `folder`, its critic in `folder/critic`."""
-    chat = players.chat
     for learner, where in ((players.policy, folder), (players.critic, folder / "critic")):
         if learner:
-            save_model(learner.net.model, where, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id)
+            save_weights(learner.net.model, where, chat=players.chat)
 
 
 def load_learners(players: Players, folder: Path) -> None:
@@ -255,14 +258,17 @@ def load_learners(players: Players, folder: Path) -> None:
 def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
     updates = config.steps * config.epochs * config.minibatches
     temperature = config.sampling.temperature
-    policy = Net(load_policy(config.model, device=mesh.device), "policy", temperature)
-    reference = Net(load_policy(config.reference or config.model, device=mesh.device), "policy", temperature)
+    models = models_of(config.model, config.lora, precision=config.precision, device=mesh.device)
+    policy = Net(models.policy(config.seed), "policy", temperature)
+    own = config.reference in (None, config.model)
+    held_to = models.untrained() if own else load_policy(str(config.reference), device=mesh.device)
+    reference = Net(held_to, "policy", temperature)
     if reference.model.config.vocab_size != policy.model.config.vocab_size:
         raise UserError(f"{config.reference}: the reference must share the policy's vocabulary")
-    scorer = make_scorer(config.scorer, mesh)
+    scorer = make_scorer(config.scorer, mesh, models)
     critic = None
     if config.advantage == "gae":
-        net = make_critic(config, mesh, chat, scorer)
+        net = make_critic(config, models, chat, scorer)
         critic = Learner(net, config.critic_optim, mesh, steps=updates, precision=config.precision)
     return Players(
         chat,
@@ -271,17 +277,17 @@ def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
         reference,
         Sampler.speaking(chat, policy.model, mesh),
         scorer,
-        make_scorer(config.audit, mesh) if config.audit else None,
+        make_scorer(config.audit, mesh, models) if config.audit else None,
         mesh,
     )
 
 
-def make_critic(config: PPOConfig, mesh: Mesh, chat: Chat, scorer: Scorer) -> Net:
+def make_critic(config: PPOConfig, models: Models, chat: Chat, scorer: Scorer) -> Net:
     """The reward model where it speaks the policy's language, or the policy's start with a fresh head."""
     start = config.critic or reward_model_in(scorer)
     if start and Chat.load(start).tokenizer.get_vocab() == chat.tokenizer.get_vocab():
-        return load_reward(start, kind="critic", device=mesh.device)
-    return Net(load_scalar(config.model, seed=config.seed, device=mesh.device).model, "critic")
+        return load_reward(start, models, kind="critic", seed=config.seed)
+    return Net(models.scalar(config.seed), "critic")
 
 
 def generate(

@@ -30,9 +30,10 @@ from trueup.engine.mesh import Mesh
 from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.math import bradley_terry_loss, center_penalty, expected_calibration_error
-from trueup.models.load import context_length, load_policy, load_scalar, save_model
+from trueup.models.load import context_length, is_policy
+from trueup.models.lora import Lora
 from trueup.models.net import Net
-from trueup.models.roles import is_policy, load_weights, save_checked
+from trueup.models.roles import Models, load_weights, models_of, save_checked, save_weights
 from trueup.records import Preference, UserError
 from trueup.run import Run
 
@@ -57,6 +58,9 @@ class RewardConfig(Config):
     """Share of the prompts kept for validation."""
     center: float = Field(0.01, ge=0)
     """Weight of (chosen + rejected)^2, which keeps scores near zero (Eisenstein et al. 2023)."""
+    lora: Lora | None = None
+    """Train an adapter and the head on the frozen model: {r: 16, alpha: 32}. `final/` holds merged weights all the
+    same, and PPO with an adapter on the same model shares that model's weights with it."""
     train: Training = Training(epochs=2, optim=Optim(lr=5e-4, schedule="cosine", warmup=0.05, weight_decay=0.05))
     normalize_samples: int = Field(512, ge=0)
     """Fresh samples of `model` on which scores get mean 0 and s.d. 1; 0 leaves them raw."""
@@ -100,9 +104,9 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             f"{config.data}: every pair has a row with more than {limit} tokens (max_length, or the model's context)"
         )
 
-    model = load_scalar(config.model, seed=config.seed, device=mesh.device).model
+    models = models_of(config.model, config.lora, precision=config.train.precision, device=mesh.device)
+    model = models.scalar(config.seed)
     net = Net(model, "reward")
-    save = partial(save_model, model, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id)
     results = fit(
         run,
         net,
@@ -113,11 +117,11 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         make_batch=partial(batch_of, pad_id=chat.pad_id),
         loss_fn=partial(pair_loss, center=config.center),
         validate=partial(validate, valid, chat.pad_id) if valid else None,
-        save=save,
+        save=partial(save_weights, model, chat=chat),
         load=partial(load_weights, model),
     )
 
-    normalization = normalize(config, net, mesh, chat, rows)
+    normalization = normalize(config, net, mesh, chat, rows, models)
     run.write("final", partial(save_checked, model, chat=chat, extra_config={"trueup": normalization}))
     report = {}
     if valid:
@@ -169,14 +173,16 @@ def right(gap: torch.Tensor, label: torch.Tensor) -> float:
     return float(torch.where(gap > 0, label, torch.where(gap < 0, 1 - label, 0.0)).mean())
 
 
-def normalize(config: RewardConfig, net: Net, mesh: Mesh, chat: Chat, pairs: Sequence[Pair]) -> dict[str, float]:
+def normalize(
+    config: RewardConfig, net: Net, mesh: Mesh, chat: Chat, pairs: Sequence[Pair], models: Models
+) -> dict[str, float]:
     """Mean and s.d. of the scores of fresh samples from the SFT model; of the data's own replies where the start
     was not a language model."""
     prompts = list({p.preference.prompt: None for p in pairs})[: config.normalize_samples]
     if not prompts:
         return {"score_mean": 0.0, "score_std": 1.0, "n": 0}
     if is_policy(config.model):
-        sampler = Sampler.speaking(chat, load_policy(config.model, device=mesh.device), mesh)
+        sampler = Sampler.speaking(chat, models.untrained(), mesh)
         wanted = [prompts[i % len(prompts)] for i in range(config.normalize_samples)]
         ids = [chat.prompt_ids(p.messages) for p in wanted]
         answers = sampler.sample(ids, config.sampling, seed=config.seed, step=0)

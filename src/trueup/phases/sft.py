@@ -20,9 +20,10 @@ from trueup.engine.fit import Training, fit, masked_sum
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
-from trueup.models.load import context_length, load_policy, save_model
+from trueup.models.load import context_length
+from trueup.models.lora import Lora
 from trueup.models.net import Net
-from trueup.models.roles import load_weights, save_checked
+from trueup.models.roles import load_weights, models_of, save_checked, save_weights
 from trueup.records import Demonstration, UserError
 from trueup.run import Run
 
@@ -42,6 +43,8 @@ class SFTConfig(Config):
     """Rows with more tokens, or more than the model's context holds, are dropped, and counted."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts kept for validation."""
+    lora: Lora | None = None
+    """Train an adapter on the frozen model: {r: 16, alpha: 32}. `final/` holds merged weights all the same."""
     train: Training = Training(optim=Optim(lr=3e-4, schedule="cosine", warmup=0.05))
     sampling: Sampling = Sampling(max_tokens=64)
     """How the samples at the end are drawn."""
@@ -68,7 +71,8 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if not rows:
         raise UserError(f"{config.data}: every row has more than {limit} tokens (max_length, or the model's context)")
 
-    model = load_policy(config.model, device=mesh.device)
+    models = models_of(config.model, config.lora, precision=config.train.precision, device=mesh.device)
+    model = models.policy(config.seed)
     results = fit(
         run,
         Net(model, "policy"),
@@ -79,7 +83,7 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         loss_fn=sft_loss,
         make_batch=partial(text_batch, pad_id=chat.pad_id),
         validate=partial(validate, valid, chat) if valid else None,
-        save=partial(save_model, model, tokenizer=chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id),
+        save=partial(save_weights, model, chat=chat),
         load=partial(load_weights, model),
     )
     run.write("final", partial(save_checked, model, chat=chat))

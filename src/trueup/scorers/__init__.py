@@ -25,22 +25,24 @@ from trueup.scorers.http import from_address
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
+    from trueup.models.roles import Models
 
 CALLABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 Spec = str | dict[str, float]
 
 
-def make_scorer(spec: Spec, mesh: Mesh) -> Scorer:
-    """The scorer that `spec` names (see above). Raises UserError where there is none."""
+def make_scorer(spec: Spec, mesh: Mesh, models: Models | None = None) -> Scorer:
+    """The scorer that `spec` names (see above). Raises UserError where there is none. With `models`, a reward model
+    that stands on the same weights shares them."""
     if isinstance(spec, Mapping):
-        return Weighted([(make_scorer(one, mesh), float(weight)) for one, weight in spec.items()])
+        return Weighted([(make_scorer(one, mesh, models), float(weight)) for one, weight in spec.items()])
     if CALLABLE.match(spec):
         return from_function(spec, load_object(spec), mesh)
     if spec.startswith(("http://", "https://")):
         return from_address(spec, mesh)
     from trueup.scorers.reward_model import RewardModel
 
-    return RewardModel(spec, mesh)
+    return RewardModel(spec, mesh, models)
 
 
 def load_object(spec: str) -> Any:

@@ -11,18 +11,18 @@ from trueup.data.chat import Chat
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import forward
 from trueup.models.net import Net
-from trueup.models.roles import load_reward
+from trueup.models.roles import Models, Whole, load_reward
 from trueup.records import Completion, Prompt, Scores
 
 
 class RewardModel:
     """Scores by text: the reply is tokenized by the reward model's own tokenizer, its end token after it unless
-    the completion was cut by length."""
+    the completion was cut by length. With `models`, weights that are theirs are not loaded again."""
 
-    def __init__(self, folder: str, mesh: Mesh) -> None:
+    def __init__(self, folder: str, mesh: Mesh, models: Models | None = None) -> None:
         self.name, self.mesh = str(folder), mesh
         self.chat = Chat.load(folder)
-        self.net: Net = load_reward(folder, device=mesh.device)
+        self.net: Net = load_reward(folder, models or Whole(folder, mesh.device))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
         rows = [
