@@ -27,8 +27,9 @@ MAY = {
     "report": GROUND,
     "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
+    "export": GROUND | {"report", "chat"},
     "recipe": GROUND | {"engine", "world"},
-    "cli": {*GROUND, "recipe", "report", "chat", "world", "engine"},
+    "cli": {*GROUND, "recipe", "report", "chat", "export", "world", "engine"},
 }
 
 

@@ -148,6 +148,22 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's f
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one of its stages.")],
+    out: Annotated[Path | None, typer.Option(help="Where it goes; RUN/export where none is named.")] = None,
+    push: Annotated[str | None, typer.Option(help="Also to the Hub: NAME or USER/NAME, private at first.")] = None,
+) -> None:
+    """A run's model as a folder to share: merged weights, tokenizer, template, a card from the run's own records."""
+    from trueup.export import export as write
+    from trueup.export import push as send
+
+    made = write(folder, out)
+    print(f"model: {made}")
+    if push:
+        print(f"pushed: {send(made, push)}")
+
+
+@app.command()
 def chat(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, one of its stages, or a model's folder.")],
     beside: Annotated[Path | None, typer.Option(help="A second model, answered side by side.")] = None,
