@@ -176,7 +176,7 @@ def test_a_reward_model_of_other_weights_keeps_its_own_and_its_critic_shares_tho
     other = Base(str(tmp_path / "changed"), base.lora)
     scorer, critic = other.reward(folder), other.critic(folder, 0)
     assert not adapted(scorer) and adapted(critic) and not storages(scorer) & storages(other.model)
-    assert torch.equal(Net(scorer, "reward")(batch)["scores"], Net(critic, "reward")(batch)["scores"])
+    assert (Net(scorer, "reward")(batch)["scores"] - Net(critic, "reward")(batch)["scores"]).abs().max() < 1e-6
     mine = {p.untyped_storage().data_ptr() for p in own(critic).values()}
     assert storages(scorer, critic) - storages(scorer) == mine
 
@@ -192,7 +192,8 @@ def test_a_fingerprint_is_of_the_weights_alone(tmp_path: Path) -> None:
 def test_a_reward_model_may_be_trained_on(tmp_path: Path) -> None:
     save_model(tiny.scalar(), tmp_path / "reward", end_id=tiny.END, pad_id=tiny.PAD)
     base, batch = Base(str(tmp_path / "reward"), Lora()), tiny.rows()
-    assert torch.equal(Net(base.scalar(0), "reward")(batch)["scores"], Net(tiny.scalar(), "reward")(batch)["scores"])
+    want = Net(tiny.scalar(), "reward")(batch)["scores"]
+    assert (Net(base.scalar(0), "reward")(batch)["scores"] - want).abs().max() < 1e-5
     assert "language model is needed" in one_line(lambda: base.policy(0))
 
 

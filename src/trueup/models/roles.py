@@ -83,7 +83,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 def save_checked(
     model: PreTrainedModel, folder: Path, *, chat: Chat, extra_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Save with tokenizer and template, load again, and compare outputs to equality. Of a model with an adapter the
+    """Save with tokenizer and template, load again, and compare weights and outputs. Of a model with an adapter the
     merged weights, and the adapter in `folder/adapter`."""
     ids = torch.tensor([chat.prompt_ids([{"role": "user", "content": "What is it?"}]) + chat.reply_ids("Yes.")])
     whole = merged(model) if adapted(model) else model
