@@ -95,6 +95,18 @@ def test_pad_never_equals_the_end_token():
     assert Chat(same).pad_id != Chat(same).end_id
 
 
+def test_tokens_that_the_model_does_not_know_are_not_used():
+    tokenizer = make_tokenizer(pad=False)
+    known = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<|endoftext|>"})  # as some come with one that has no embedding
+    assert tokenizer.pad_token_id == known
+    chat = Chat(tokenizer, embeddings=known)
+    assert chat.pad_id < known and chat.pad_id != chat.end_id
+    tokenizer.add_special_tokens({"eos_token": "<new>"})
+    with pytest.raises(UserError, match=f"'<new>' .*the model has {known} embeddings"):
+        Chat(tokenizer, embeddings=known)
+
+
 def test_templates_that_cannot_be_used_are_refused():
     with pytest.raises(UserError, match="no end token"):
         Chat(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from trueup.records import Demonstration, Message, Prompt, UserError, is_local
 
@@ -49,6 +49,8 @@ class Chat:
     plain: bool = False
     last_turn_only: int = 0
     """Conversations of which only the last turn could be trained, because the template rewrites earlier ones."""
+    embeddings: int | None = None
+    """How many tokens the model has embeddings for, where that is known; a tokenizer may have more."""
     end_id: int = field(init=False)
     pad_id: int = field(init=False)
     _prefix: str = field(init=False, default="")
@@ -68,6 +70,12 @@ class Chat:
         if not suffix_ids:
             raise UserError("the chat template puts no end token after the assistant's content")
         self.end_id = suffix_ids[0]
+        written = self._ids(self._render([user, {"role": "assistant", "content": PROBE}], False))
+        if beyond := [i for i in written if not self._known(i)]:
+            token = self.tokenizer.convert_ids_to_tokens(beyond[0])
+            raise UserError(
+                f"the chat template writes '{token}' (id {beyond[0]}), but the model has {self.embeddings} embeddings"
+            )
         self.pad_id = self._choose_pad()
 
     @classmethod
@@ -80,15 +88,18 @@ class Chat:
             what = "no tokenizer here (expected tokenizer.json)" if Path(name).is_dir() else "no such folder"
             raise UserError(f"{name}: {what}; a model folder in Hugging Face layout is needed")
         try:
-            return cls(AutoTokenizer.from_pretrained(str(folder)))
+            return cls(AutoTokenizer.from_pretrained(name), embeddings=_embeddings(name))
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from None
+
+    def _known(self, token: int) -> bool:
+        return self.embeddings is None or token < self.embeddings
 
     def _choose_pad(self) -> int:
         """A pad that is not the end token: the tokenizer's own, the unknown token, or any other special one."""
         tok = self.tokenizer
         for candidate in (tok.pad_token_id, tok.unk_token_id, tok.bos_token_id, *tok.all_special_ids):
-            if candidate is not None and candidate != self.end_id:
+            if candidate is not None and candidate != self.end_id and self._known(candidate):
                 tok.pad_token = tok.convert_ids_to_tokens(candidate)
                 return int(candidate)
         return 0 if self.end_id != 0 else 1  # masks come from lengths: any id may stand in the padding
@@ -164,6 +175,13 @@ class Chat:
                 return None
             text = before + tail[: at + len(end_text)]
         return Encoded(ids, mask)
+
+
+def _embeddings(folder: str) -> int | None:
+    try:
+        return getattr(AutoConfig.from_pretrained(folder).get_text_config(), "vocab_size", None)
+    except (OSError, ValueError):
+        return None  # a tokenizer alone
 
 
 def describe(prompt: Prompt) -> dict[str, Any]:
