@@ -25,6 +25,7 @@ STAGES = {
         "train": {"epochs": 3, "batch": 8, "save_every": 5},
     },
     "ppo": {**PPO, "steps": 12},
+    "lora": {**PPO, "phase": "ppo", "steps": 12, "lora": {"r": 4}},
     "generate": {**GENERATE, "n": 8, "chunk": 16, "scorer": "reward/final"},
     "judge": {**JUDGE, "completions": "answers/completions.jsonl", "judge": "reward/final", "chunk": 2},
     "evaluate": {

@@ -116,8 +116,9 @@ def _maker(run: RunData, stage: Stage, value: str) -> tuple[RunData, Stage] | No
 
 
 def _local(stage: Stage, value: str) -> Path | None:
-    """A path of a stage's config, seen from here or from the folder that holds its `runs/`; None where it is none."""
-    return next((p for p in (Path(value), stage.folder.resolve().parents[2] / value) if p.exists()), None)
+    """A path of a stage's config, seen from here or from a folder that holds the stage; None where it is none."""
+    bases = (Path(), *stage.folder.resolve().parents)
+    return next((path for base in bases if (path := base / value).exists()), None)
 
 
 def _strings(value: Any) -> Iterator[str]:
