@@ -56,6 +56,18 @@ def test_a_stage_that_is_done_is_skipped_and_a_changed_one_is_made_again(toy, ca
     assert changed["sft"].key == first["sft"].key and changed["out"].key != first["out"].key
 
 
+def test_stages_run_one_by_one_make_one_run_and_a_failed_one_hides_none(toy):
+    from trueup.chat import find_model
+
+    made = run(toy, {"sft": {**SFT, "seed": 3}}, name="one-by-one")["sft"].folder
+    with pytest.raises(UserError, match="no such file"):
+        run(toy, {"out": {"phase": "generate", "model": "base", "prompts": "none.jsonl"}}, name="one-by-one")
+    stages = json.loads((made.parent / "recipe.json").read_text())["stages"]
+    assert set(stages) == {"sft", "out"} and find_model(made.parent) == made / "final"
+    run(toy, {"other": {**SFT, "seed": 4}}, name="one-by-one")
+    assert set(json.loads((made.parent / "recipe.json").read_text())["stages"]) == {"sft", "other"}
+
+
 def test_contents_of_inputs_are_part_of_the_key(toy):
     (toy / "copy.jsonl").write_text((toy / "demos.jsonl").read_text())
     data = {"name": "keys", "stages": {"sft": {**SFT, "data": "copy.jsonl"}}}

@@ -117,6 +117,7 @@ def make_toy(folder: Path) -> Path:
                 "train": {"epochs": 2, "batch": 8, "optim": constant(1e-3)},
             },
         },
+        name="made",  # no test runs anything under this name
     )
     for name, stage in stages.items():
         (folder / name).symlink_to(stage.folder)

@@ -204,7 +204,7 @@ def run_recipe(recipe: Recipe, runs: Path, *, force: bool = False) -> list[Stage
     if mesh.is_main:
         write_json(
             runs / recipe.name / "recipe.json",
-            {"recipe": recipe.model_dump(), "stages": {s.name: s.folder.name for s in stages}},
+            {"recipe": recipe.model_dump(), "stages": finished(runs / recipe.name, stages)},
         )
     for number, stage in enumerate(stages, 1):
         if mesh.is_main:
@@ -217,6 +217,16 @@ def run_recipe(recipe: Recipe, runs: Path, *, force: bool = False) -> list[Stage
             run_stage(stage, mesh)
         mesh.barrier()
     return stages
+
+
+def finished(run: Path, stages: Sequence[Stage]) -> dict[str, str]:
+    """Stage name -> folder: what earlier recipes of this name have finished, and these stages. So stages that are run
+    one by one under a name make one run, and one that fails hides none."""
+    path = run / "recipe.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.exists() else {}
+    new = {stage.name: stage.folder.name for stage in stages}
+    kept = {n: f for n, f in before.items() if n not in new and manifest(run / f).get("status") == "done"}
+    return kept | new
 
 
 def run_stage(stage: Stage, mesh: Mesh) -> None:
