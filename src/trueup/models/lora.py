@@ -272,6 +272,10 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     config.base_model_name_or_path = made_on["model"]
     config.task_type, config.inference_mode = ("CAUSAL_LM" if model.can_generate() else "SEQ_CLS"), True
     config.save_pretrained(str(folder))
+    record = folder / "adapter_config.json"
+    listed = json.loads(record.read_text(encoding="utf-8"))
+    if isinstance(listed["target_modules"], list):  # a set to peft, in whatever order; a file is the same each time
+        write_json(record, {**listed, "target_modules": sorted(listed["target_modules"])})
     tensors = {_in_file(name): p.detach().cpu().contiguous() for name, p in own(model).items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(folder / "base.json", made_on)
