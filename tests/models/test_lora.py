@@ -273,6 +273,8 @@ def test_a_base_in_four_bits_carries_adapters(precision: str, tmp_path: Path) ->
     from tests.engine.test_learner import batch_of, two
 
     base, batch = base_of(tmp_path, precision=precision, quantize="nf4"), batch_of()
+    if (maps := Path("/proc/self/maps")).exists():
+        assert f"{base.folder}/model.safetensors" not in maps.read_text(), "the whole weights are still mapped"
     packed = [m for m in base.model.modules() if isinstance(m, NF4Linear)]
     assert len(packed) == 14 and type(base.model.lm_head) is not NF4Linear
     policy, reference = base.policy(0), Net(base.untrained(), "policy")

@@ -136,6 +136,7 @@ def test_a_whole_reward_model_is_shared_with_the_critic(lora_toy, mesh):
         {"lora": {**LORA, "quantize": "nf4"}},
         {"scorer": "toyrules:blue"},
         {"reference": "base"},
+        {"advantage": "rloo", "samples": 4},
         {"optim": {"lr": 3e-3, "gradient_checkpointing": True}, "held_out": 0.3, "validate_every": 1},
     ],
     ids=lambda keys: next(iter(keys)),

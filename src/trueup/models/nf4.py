@@ -72,6 +72,9 @@ def to_nf4(model: PreTrainedModel, device: torch.device | str) -> PreTrainedMode
         raise UserError(f"lora.quantize=nf4: {type(model).__name__} has no nn.Linear layers to keep in four bits")
     for name, layer in linears:
         model.base_model.set_submodule(name, NF4Linear.of(layer, device))
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # a copy: loaded weights are views of the mapped file, which so can go
+            parameter.data = parameter.data.to(device, copy=True)
     return model.to(device)  # type: ignore[arg-type, return-value]
 
 
