@@ -34,7 +34,8 @@ STAGES = {
 @pytest.fixture(scope="module")
 def made(toy) -> tuple[Path, Path]:
     """The run's folder and its export, asked for from another folder than that of the run."""
-    stage = run(toy, STAGES, name="exported")["ppo"]
+    stages = {name: {**keys, "prompts": str(toy / "prompts.jsonl")} for name, keys in STAGES.items()}
+    stage = run(toy, stages, name="exported")["ppo"]
     return stage.folder, export(stage.folder.parent)
 
 
