@@ -92,6 +92,8 @@ def test_help_needs_no_torch(tmp_path):
         (["evaluate", "models.a=base", "prompts=prompts.jsonl"], "'sft' is not among the models"),
         (["sft", "model=base", "data=demos.jsonl", "device=gpu"], "device 'gpu'"),
         (["report", "none"], "not a run"),
+        (["export", "none"], "neither a run"),
+        (["export", "base"], "no record of how it was made"),
         (["chat", "none"], "neither a run"),
         (["chat", "base", "--device", "gpu"], "device 'gpu'"),
         (["keys", "none"], "unknown phase"),
