@@ -308,7 +308,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=list(REQUIREMENTS), default=list(REQUIREMENTS))
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["S", "M"])
-    parser.add_argument("--pairs", type=int, default=9, help="measured steps of each side; 0 for memory and losses only")
+    parser.add_argument(
+        "--pairs", type=int, default=9, help="measured steps of each side; 0 for memory and losses only"
+    )
     parser.add_argument("--warmup", type=int, default=2, help="steps of each side before them")
     parser.add_argument("--memory-steps", type=int, default=3, help="steps of the memory processes; 0 leaves them out")
     parser.add_argument("--ppo-epochs", type=int, default=4)

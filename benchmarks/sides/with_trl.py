@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sides.gate import Done, Figures, Gate
-from sides.setting import END, PAD, Job, read_rows, stops_by_chance
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -23,6 +21,9 @@ from transformers import (
     PreTrainedModel,
     TrainerCallback,
 )
+
+from sides.gate import Done, Figures, Gate
+from sides.setting import END, PAD, Job, read_rows, stops_by_chance
 
 
 class AtGate(TrainerCallback):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from sides.gate import Done, Figures, Gate
 from sides.setting import Job, read_rows, stops_by_chance, text_of
-
 from trueup.data.batches import completion_batch, text_batch
 from trueup.data.chat import Chat, Encoded
 from trueup.engine.learner import Learner, Optim

@@ -1,8 +1,8 @@
 """A process of one side: `python -m sides.worker with_trl|with_trueup steps|record|replay`, the job on its first line.
 
-    steps    takes steps as they are ordered on stdin (see PipeGate)
-    record   one step, whose rollout and losses go into `record.json` of the job's folder
-    replay   the losses of that rollout, as this side computes them
+steps    takes steps as they are ordered on stdin (see PipeGate)
+record   one step, whose rollout and losses go into `record.json` of the job's folder
+replay   the losses of that rollout, as this side computes them
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from sides.gate import PipeGate
 from sides.setting import Job
 
