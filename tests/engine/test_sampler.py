@@ -342,10 +342,10 @@ def test_slots_close_and_stay_sorted() -> None:
 
 def test_groups_of_like_length() -> None:
     assert groups([50] * 64) == [(slice(0, 64), 50)]
-    assert groups([90] * 16 + [50] * 16 + [45] * 16 + [9] * 4) == [
-        (slice(0, 16), 90),
-        (slice(16, 48), 50),
-        (slice(48, 52), 9),
+    assert groups([90] * 8 + [50] * 8 + [45] * 8 + [9] * 4) == [
+        (slice(0, 8), 90),
+        (slice(8, 24), 50),
+        (slice(24, 28), 9),
     ]
     assert groups([7]) == [(slice(0, 1), 7)]
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.models import tiny
 from trueup.models import forward
-from trueup.models.forward import NAME, Layout, bucket, hidden_states, pack, packs, supports_packing
+from trueup.models.forward import NAME, bucket, hidden_states, pack, packs, supports_packing
 from trueup.models.net import Net, prepare
 
 
@@ -61,6 +61,59 @@ def test_pairs_keep_their_shape_and_order() -> None:
     reward, policy = Net(tiny.scalar(), "reward"), Net(tiny.policy(), "policy")
     assert torch.equal(reward(pairs)["scores"], reward(batch)["scores"].view(3, 2))
     assert torch.equal(policy(pairs)["logprobs"], policy(batch)["logprobs"].view(3, 2, -1))
+
+
+@pytest.mark.parametrize("name", [*tiny.PACKED, "gemma2"])
+def test_pairs_that_share_a_beginning_equal_rows_alone(name: str) -> None:
+    """Scores and gradients; one pair shares nothing, one row is the beginning of its partner, one pair is equal."""
+    batch = tiny.rows([9, 7, 5, 5, 4, 9, 6, 6])
+    for pair, common in ((0, 4), (2, 4), (3, 6)):
+        batch["ids"][2 * pair + 1, :common] = batch["ids"][2 * pair, :common]
+    shared = {name: value.unflatten(0, (4, 2)) for name, value in batch.items()}
+    assert (shared["ids"][2, 0, :4] == shared["ids"][2, 1, :4]).all()
+    together, alone = Net(tiny.scalar(name), "reward"), Net(tiny.scalar(name), "reward")
+    got, want = together(shared)["scores"], alone(batch)["scores"].view(4, 2)
+    assert (got - want).abs().max() < 1e-5
+    weight = torch.tensor([[1.0, -1.0], [0.5, 2.0], [-1.0, 3.0], [1.0, 2.0]])
+    (got * weight).sum().backward(), (want * weight).sum().backward()
+    wanted, found = tiny.gradients(alone.model), tiny.gradients(together.model)
+    scale = max(g.abs().max() for g in wanted.values())
+    for key in wanted:
+        assert (wanted[key] - found[key]).abs().max() < 1e-5 * scale, key
+
+
+@pytest.mark.parametrize("name", tiny.PACKED)
+def test_the_last_feed_forward_runs_on_what_is_read(name: str) -> None:
+    rows: list[int] = []
+    net, batch = Net(tiny.policy(name), "policy"), tiny.rows()
+    parts = [m for n, m in net.model.named_modules() if n.endswith(".mlp")]
+    for part in parts:
+        part.register_forward_hook(lambda module, args, out: rows.append(args[0].shape[1]))
+    net(batch)["logprobs"].sum().backward()
+    # A row's last token predicts nothing, and so does not run at all.
+    assert rows == [int((batch["lengths"] - 1).clamp(min=1).sum()), int(batch["mask"].sum())]
+    net.model(input_ids=batch["ids"])
+    assert rows[-1] == batch["ids"].shape[1]
+
+
+def test_a_feed_forward_that_is_told_too_late_runs_on_all() -> None:
+    """It runs before its attention, so that it would be told of the batch before."""
+
+    def early(model):  # type: ignore[no-untyped-def]
+        last = model.model.layers[-1]
+
+        def run(hidden_states, **kwargs):  # type: ignore[no-untyped-def]
+            fed = last.mlp(last.post_attention_layernorm(hidden_states))
+            return fed + last.self_attn(hidden_states=last.input_layernorm(hidden_states), **kwargs)[0]
+
+        last.forward = run
+        return model
+
+    batch, model = tiny.rows(), early(tiny.policy())
+    want = tiny.plain_logprobs(early(tiny.policy()), batch)
+    net = Net(model, "policy")
+    assert packs(model, 5) and not model._trueup_cut and not model.model.layers[-1].mlp._forward_hooks
+    assert (net(batch)["logprobs"] - want).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
@@ -160,16 +213,19 @@ def test_buckets_hold_like_lengths() -> None:
 
 
 def test_rows_may_share_flat_tokens() -> None:
-    """Two answers to one prompt as one flat copy of the prompt: the layout that a shared prefix would use.
+    """Two answers to one prompt share the prompt's tokens.
 
     flat     p0 p1 p2 a0 a1 b0           rows  [p0 p1 p2 a0 a1], [p0 p1 p2 b0 .]
     """
     batch = {"ids": torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 10, 0]]), "lengths": torch.tensor([5, 4])}
     want = tiny.plain_states(tiny.policy(), batch)
     model = prepare(tiny.policy())
-    layout = Layout(
-        torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 5, 0]), torch.tensor([0, 1, 2, 3, 4, 8]), ((2, 5),), once=False
-    )
+    packed = pack([5, 4], 5, "cpu", shared=[0, 3])
+    layout = packed.layout
+    assert packed.token.tolist() == [0, 1, 2, 3, 4, 8] and packed.position.tolist() == [0, 1, 2, 3, 4, 3]
+    assert packed.flat.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 0]]
+    assert layout.token_of.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 0] and layout.place_of.tolist() == [0, 1, 2, 3, 4, 8]
+    assert layout.again is not None and [x.tolist() for x in layout.again] == [[5, 6, 7], [0, 1, 2]]
     ids, position = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[0, 1, 2, 3, 4, 3]])
     out = forward.states_of(model, ids, position, layout)[0]
     assert (out[:5] - want[0]).abs().max() < 1e-5

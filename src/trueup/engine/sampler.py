@@ -50,7 +50,7 @@ class Sampling(Config):
 
 CACHE_BYTES = 2 << 30
 """Keys and values of all slots on a CPU."""
-GROUPS, GROUP_ROWS = 4, 16
+GROUPS, GROUP_ROWS = 4, 8
 """Rows of like length attend together: at most so many groups of at least so many rows."""
 
 
@@ -58,8 +58,7 @@ GROUPS, GROUP_ROWS = 4, 16
 class _Slots:
     """The layout of one decode step, and of the prefill that fills slots. Layers find theirs by order of call.
 
-    values [slots, heads, T, dim]; keys likewise, but [slots, heads, dim, T] in float32 on CPUs, where a plain product
-    with transposed keys beats the attention kernel for a single query.
+    keys, values [slots, heads, T, dim] of each layer.
     """
 
     slots: int
@@ -69,6 +68,8 @@ class _Slots:
     layer: int = 0
     prefill: tuple[Layout, Tensor, Tensor, Tensor] | None = None
     """Of tokens on their way into slots: their packed layout; then flat tokens, and the slot and column of each."""
+    wanted: Tensor | None = None
+    """Of a prefill: the tokens whose last states are read; only keys and values are, but one token keeps shapes."""
     row: Tensor | None = None
     position: Tensor | None = None
     groups: list[tuple[slice, int, Tensor]] = field(default_factory=list)
@@ -76,39 +77,45 @@ class _Slots:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """query [1, H, N, D] of a prefill, or [rows, H, 1, D] of a decode step -> the same with H and N swapped."""
-        plain = query.device.type == "cpu" and query.dtype is torch.float32
         layer, self.layer = self.layer, self.layer + 1
         if layer == len(self.keys):
-            heads, deep, wide = key.shape[1], key.shape[3], value.shape[3]
-            shape = (heads, deep, self.length) if plain else (heads, self.length, deep)
-            self.keys.append(key.new_zeros(self.slots, *shape))
-            self.values.append(value.new_zeros(self.slots, heads, self.length, wide))
+            for held, new in ((self.keys, key), (self.values, value)):
+                held.append(new.new_zeros(self.slots, new.shape[1], self.length, new.shape[3]))
         keys, values = self.keys[layer], self.values[layer]
-        by_column = keys.transpose(2, 3) if plain else keys
         if self.prefill is not None:
             layout, token, slot, column = self.prefill
-            by_column[slot, :, column] = key[0].transpose(0, 1)[token]
+            keys[slot, :, column] = key[0].transpose(0, 1)[token]
             values[slot, :, column] = value[0].transpose(0, 1)[token]
             return layout.attend(query, key, value, scaling)
-        by_column[self.row, :, self.position] = key[:, :, 0]
+        keys[self.row, :, self.position] = key[:, :, 0]
         values[self.row, :, self.position] = value[:, :, 0]
         rows, heads, _, deep = query.shape
         shared = key.shape[1]
         # Heads that share a key stand as rows of one product.
         query = query.reshape(rows, shared, heads // shared, deep)
         scaling = deep**-0.5 if scaling is None else scaling
+        plain = query.device.type == "cpu" and query.dtype is torch.float32
+        if plain and layer == 0:  # the masks of a step, once for all of its layers
+            self.groups = [(some, n, mask.expand(-1, shared, -1, -1).flatten(0, 1)) for some, n, mask in self.groups]
+        attend = self._by_products if plain else self._by_kernel
+        return attend(query, keys, values, scaling).reshape(rows, 1, heads, -1)
+
+    def _by_products(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """Plain products beat the attention kernel for a single query in float32 on CPUs."""
+        heads, query, keys, values = keys.shape[1], query.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)
+        out = query.new_empty(*query.shape[:2], values.shape[2])
+        for some, length, mask in self.groups:
+            part = slice(some.start * heads, some.stop * heads)
+            scores = torch.baddbmm(mask, query[part], keys[part, :length].transpose(1, 2), alpha=scaling)
+            torch.bmm(scores.softmax(-1), values[part, :length], out=out[part])
+        return out
+
+    def _by_kernel(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         out = []
         for some, length, mask in self.groups:
-            q, k, v = query[some], keys[some], values[some]
-            if plain:
-                scores = torch.bmm((q * scaling).flatten(0, 1), k.flatten(0, 1)[:, :, :length])
-                weight = (scores.unflatten(0, q.shape[:2]) + mask).softmax(-1)
-                mixed = torch.bmm(weight.flatten(0, 1), v.flatten(0, 1)[:, :length])
-                out.append(mixed.unflatten(0, q.shape[:2]))
-            else:
-                k, v = k[:, :, :length], v[:, :, :length]
-                out.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
-        return (out[0] if len(out) == 1 else torch.cat(out)).reshape(rows, 1, heads, -1)
+            k, v = keys[some, :, :length], values[some, :, :length]
+            out.append(scaled_dot_product_attention(query[some], k, v, attn_mask=mask, scale=scaling))
+        return out[0] if len(out) == 1 else torch.cat(out)
 
 
 class Sampler:
@@ -265,8 +272,9 @@ class _Run:
         token = torch.cat([flat for flat, _ in into])
         slot_of = torch.tensor([slot for _, slot in into], device=self.device).repeat_interleave(many)
         self.cache.prefill = (packed.layout, token, slot_of, packed.position[token])
+        self.cache.wanted = self.row[:1]
         self._states(rect.flatten()[packed.token][None], packed.position[None])
-        self.cache.prefill = None
+        self.cache.prefill = self.cache.wanted = None
 
     def _draws(self, i: int) -> np.ndarray:
         """The uniform numbers of row i, one per position, kept below 1 after rounding to float32."""

@@ -3,7 +3,9 @@
 All real tokens of a batch go through the model as one sequence `[1, N]`. Everything but attention treats tokens
 alone, so only attention must know where a row begins: a function registered with transformers' AttentionInterface
 finds a `Layout` among its keyword arguments and computes attention row by row. Rows of about equal length share a
-call (a bucket), so padding stays inside attention and stays small.
+call (a bucket), so padding stays inside attention and stays small. Rows that begin alike, such as the two answers of a
+pair, may share the tokens of their beginning; and where only some states are read, the last layer's feed-forward part
+runs on those tokens alone.
 
 A family whose attention this function cannot reproduce (soft-capped scores, attention sinks, ALiBi, windows shorter
 than a row, recurrent layers) is run padded through its own code instead. `packs` decides by the config and by a
@@ -14,7 +16,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +57,8 @@ def _attention(
     """The registered function. Without a layout it is transformers' own SDPA attention; dropout is always off."""
     if trueup_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
+    if (tail := getattr(module, "_trueup_tail", None)) is not None:
+        tail[0]._trueup_wanted = trueup_layout.wanted
     return trueup_layout.attend(query, key, value, scaling), None
 
 
@@ -82,38 +87,54 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 
 class _Spread(torch.autograd.Function):
-    """Flat tokens [N, ...] to places [K, ...]; each token has one place, places without a token repeat token 0.
+    """Flat tokens [N, ...] to places [K, ...]; places without a token repeat token 0.
 
-    The backward is a gather too, which is much faster than the accumulating backward of `index_select`. It may
-    ignore the empty places because nothing flows back from them: they stand after the row's tokens, which causal
-    attention never lets see them, and `_Collect` sends them a zero gradient.
+    The backward is a gather too, which is much faster than the accumulating backward of `index_select`: only tokens
+    that stand at further places are added. It may ignore the empty places because nothing flows back from them: they
+    stand after the row's tokens, which causal attention never lets see them, and `_Collect` sends them a zero gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, token_of: Tensor, place_of: Tensor) -> Tensor:
-        ctx.save_for_backward(place_of)
-        return x.index_select(0, token_of)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (place_of,) = ctx.saved_tensors
-        return grad.index_select(0, place_of), None, None
-
-
-class _Collect(torch.autograd.Function):
-    """Places [K, ...] to flat tokens [N, ...]; empty places get a zero gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, place_of: Tensor) -> Tensor:
-        ctx.save_for_backward(place_of)
-        ctx.places = x.shape[0]
-        return x.index_select(0, place_of)
+    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.token_of)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (place_of,) = ctx.saved_tensors
-        out = grad.new_zeros(ctx.places, *grad.shape[1:])
-        return out.index_copy_(0, place_of, grad), None
+        out = grad.index_select(0, ctx.layout.place_of)
+        if ctx.layout.again is not None:
+            place, token = ctx.layout.again
+            out.index_add_(0, token, grad.index_select(0, place))
+        return out, None
+
+
+class _Collect(torch.autograd.Function):
+    """Rows [K, ...] to those of an index [N] without repeats; the others get a zero gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, index, grad), None
+
+
+class _Return(torch.autograd.Function):
+    """Rows [N, ...] back to where `_Collect` took them from, among zeros [K, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, index, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        return grad.index_select(0, index), None, None
 
 
 @dataclass(frozen=True)
@@ -121,20 +142,22 @@ class Layout:
     """Which flat tokens each attention row holds, and where each flat token's output is read.
 
     token_of [K]: the flat token at each place; places are the cells of the buckets, one bucket after another, each a
-    rectangle of `shapes[i]` = (rows, length). place_of [N]: where the output of each flat token is read. With
-    `once`, a flat token stands at one place; without, rows may share flat tokens (a common prefix).
+    rectangle of `shapes[i]` = (rows, length). place_of [N]: where the output of each flat token is read. again: the
+    further places of flat tokens that several rows share, and their tokens; None where no row shares any.
+    wanted: the flat tokens whose last states are read, without repeats; None for all of them.
     """
 
     token_of: Tensor
     place_of: Tensor
     shapes: tuple[tuple[int, int], ...]
-    once: bool = True
+    again: tuple[Tensor, Tensor] | None = None
+    wanted: Tensor | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """query [1, H, N, D], key and value [1, Hkv, N, D] -> [1, N, H, D]."""
         groups = query.shape[1] // key.shape[1]
         sizes = [rows * length for rows, length in self.shapes]
-        q, k, v = (self._spread(x[0].transpose(0, 1)).split(sizes) for x in (query, key, value))
+        q, k, v = (_Spread.apply(x[0].transpose(0, 1), self).split(sizes) for x in (query, key, value))
         out = []
         for shape, *parts in zip(self.shapes, q, k, v, strict=True):
             qb, kb, vb = (x.unflatten(0, shape).transpose(1, 2) for x in parts)
@@ -142,13 +165,7 @@ class Layout:
                 kb, vb = kb.repeat_interleave(groups, 1), vb.repeat_interleave(groups, 1)
             ob = scaled_dot_product_attention(qb, kb, vb, is_causal=True, scale=scaling)
             out.append(ob.transpose(1, 2).flatten(0, 1))
-        return self._collect(out[0] if len(out) == 1 else torch.cat(out))[None]
-
-    def _spread(self, x: Tensor) -> Tensor:
-        return _Spread.apply(x, self.token_of, self.place_of) if self.once else x.index_select(0, self.token_of)
-
-    def _collect(self, x: Tensor) -> Tensor:
-        return _Collect.apply(x, self.place_of)
+        return _Collect.apply(out[0] if len(out) == 1 else torch.cat(out), self.place_of)[None]
 
 
 BUCKET_SHARE = 0.85
@@ -179,50 +196,79 @@ class Packed:
     layout: Layout
 
 
-def pack(lengths: Sequence[int], width: int, device: torch.device | str) -> Packed:
-    """The layout of rows of these lengths (each 1 or more) that stand left-aligned in a rectangle `width` wide."""
+def pack(lengths: Sequence[int], width: int, device: torch.device | str, shared: Sequence[int] | None = None) -> Packed:
+    """The layout of rows of these lengths (each 1 or more) that stand left-aligned in a rectangle `width` wide.
+
+    shared[b]: row b begins with so many tokens (fewer than it has) of row b - 1, which shares none itself; they go
+    through the model once.
+    """
     rows = len(lengths)
-    count = torch.tensor(lengths)
+    count, common = torch.tensor(lengths), torch.tensor(shared or [0] * rows)
     order = torch.argsort(count, descending=True, stable=True)
-    ordered = count[order]
-    column = torch.arange(width)
-    real = column[None] < ordered[:, None]
-    token = (order[:, None] * width + column[None])[real]
-    position = column.expand(rows, width)[real]
-    start = torch.zeros(rows, dtype=torch.long)
-    start[1:] = ordered.cumsum(0)[:-1]
+    length, column = count[order, None], torch.arange(width)
+    own = (column < length) & (column >= common[order, None])
+    token = (order[:, None] * width + column)[own]
     flat = torch.zeros(rows * width, dtype=torch.long)
     flat[token] = torch.arange(len(token))
+    flat = flat.view(rows, width)
+    flat[1:] = torch.where(column < common[1:, None], flat[:-1], flat[1:])
 
-    shapes = bucket(ordered.tolist())
-    token_of, place_of, row, place = [], [], 0, 0
-    for size, length in shapes:
-        column = torch.arange(length)
-        held = column[None] < ordered[row : row + size, None]
-        cell = torch.arange(size * length).view(size, length) + place
-        token_of.append(torch.where(held, start[row : row + size, None] + column, 0).flatten())
-        place_of.append(cell[held])
-        row, place = row + size, place + size * length
-    layout = Layout(torch.cat(token_of).to(device), torch.cat(place_of).to(device), tuple(shapes))
-    return Packed(token.to(device), position.to(device), flat.view(rows, width).to(device), layout)
+    shapes = bucket(length[:, 0].tolist())
+    token_of, place_of, again, row, place = [], [], [], 0, 0
+    for size, longest in shapes:
+        some = slice(row, row + size)
+        held = column[:longest] < length[some]
+        cell = torch.arange(size * longest).view(size, longest) + place
+        token_of.append(torch.where(held, flat[order[some], :longest], 0).flatten())
+        place_of.append(cell[own[some, :longest]])
+        again.append(cell[held & ~own[some, :longest]])
+        row, place = row + size, place + size * longest
+    tokens, further = torch.cat(token_of), torch.cat(again)
+    layout = Layout(
+        tokens.to(device),
+        torch.cat(place_of).to(device),
+        tuple(shapes),
+        (further.to(device), tokens[further].to(device)) if shared and len(further) else None,
+    )
+    return Packed(token.to(device), column.expand(rows, width)[own].to(device), flat.to(device), layout)
 
 
-def hidden_states(model: PreTrainedModel, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def states_at(
+    model: PreTrainedModel, ids: Tensor, lengths: Sequence[int], cells: Tensor, *, shared: Sequence[int] | None = None
+) -> Tensor:
+    """The last hidden states [M, d] at `cells` [M] (row * L + column) of rows ids [B, L]; `shared` as in `pack`."""
+    hidden, flat = hidden_states(model, ids, lengths, cells=cells, shared=shared)
+    return hidden.index_select(0, flat.reshape(-1).index_select(0, cells))
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    ids: Tensor,
+    lengths: Sequence[int],
+    *,
+    cells: Tensor | None = None,
+    shared: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The last hidden states of rows ids [B, L], of which the first lengths[b] >= 1 columns are real.
 
     Returns (hidden [N, d], flat [B, L]): the state of token (b, i) is hidden[flat[b, i]]. Packed where the model
-    allows it (N = sum of lengths), padded otherwise (N = B * L). What stands past a row's length is never read.
+    allows it (N = sum of lengths, what is shared counted once), padded otherwise (N = B * L). What stands past a row's
+    length is never read; where `cells` are given, only theirs are states, others may be anything.
     """
     longest = max(lengths)
     if packs(model, longest):
-        packed = pack(lengths, ids.shape[1], ids.device)
+        packed = pack(lengths, ids.shape[1], ids.device, shared)
+        layout = packed.layout
+        if cells is not None and getattr(model, "_trueup_cut", False):
+            wanted = packed.flat.reshape(-1).index_select(0, cells)
+            layout = replace(layout, wanted=wanted if layout.again is None else wanted.unique())
         flat_ids = ids.reshape(-1).index_select(0, packed.token)
-        return states_of(model, flat_ids[None], packed.position[None], packed.layout)[0], packed.flat
+        return states_of(model, flat_ids[None], packed.position[None], layout)[0], packed.flat
     real = torch.arange(longest, device=ids.device)[None] < torch.tensor(lengths, device=ids.device)[:, None]
     states = padded_states(model, ids[:, :longest].masked_fill(~real, 0), real)
-    cells = torch.arange(real.numel(), device=ids.device).view(real.shape).masked_fill(~real, 0)
+    numbers = torch.arange(real.numel(), device=ids.device).view(real.shape).masked_fill(~real, 0)
     flat = torch.zeros_like(ids)
-    flat[:, :longest] = cells
+    flat[:, :longest] = numbers
     return states.flatten(0, 1), flat
 
 
@@ -261,6 +307,8 @@ def packs(model: PreTrainedModel, longest: int) -> bool:
         known, reason = supports_packing(model.config)
         if known:
             known, reason = _probe(model)
+        if known:
+            _cut_tail(model)
         if not known:
             say_once(f"{type(model).__name__} runs padded, which is slower: {reason}")
         model._trueup_packs = known  # type: ignore[assignment]
@@ -301,3 +349,62 @@ def _probe(model: PreTrainedModel) -> tuple[bool, str]:
     if not good:
         model.set_attn_implementation(before)
     return good, reason
+
+
+def _cut_tail(model: PreTrainedModel) -> None:
+    """Lets the last layer's feed-forward part run on the wanted tokens alone, where the family has such a part and
+    the states of wanted tokens come out the same. `model._trueup_cut` says whether it does.
+
+    The part is told by the attention before it (see `_attention`), in the same layer, so that a layer which runs
+    again for its gradient does the same again.
+    """
+    model._trueup_cut = False  # type: ignore[assignment]
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    stacks = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count > 0]
+    mlp = getattr(stacks[0][-1], "mlp", None) if stacks else None
+    if not isinstance(mlp, nn.Module):
+        return
+    mlp._trueup_wanted = None  # type: ignore[assignment]
+    hooks = [mlp.register_forward_pre_hook(_take_wanted), mlp.register_forward_hook(_give_back)]
+    others = [module for module in stacks[0][-1].modules() if module is not mlp]
+    for module in others:
+        module._trueup_tail = (mlp,)  # type: ignore[assignment]
+    with suppress(TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        model._trueup_cut = _same_where_wanted(model)  # type: ignore[assignment]
+    if not model._trueup_cut:
+        for hook in hooks:
+            hook.remove()
+        for module in others:
+            del module._trueup_tail
+
+
+def _take_wanted(mlp: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    wanted: Any = mlp._trueup_wanted
+    if wanted is None:
+        return None
+    mlp._trueup_rows = args[0].shape[1]
+    return (_Collect.apply(args[0][0], wanted)[None], *args[1:])
+
+
+def _give_back(mlp: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+    wanted: Any = mlp._trueup_wanted
+    mlp._trueup_wanted = None  # type: ignore[assignment]
+    return None if wanted is None else _Return.apply(out[0], wanted, mlp._trueup_rows)[None]
+
+
+@torch.no_grad()
+def _same_where_wanted(model: PreTrainedModel) -> bool:
+    """Twice, since a part that ran before its attention would be told of the batch before."""
+    vocab, device = model.config.get_text_config().vocab_size, device_of(model)
+    ids = torch.randint(0, vocab, (2, 4), generator=torch.Generator().manual_seed(1)).to(device)
+    for cells in ([1, 3, 4], [5, 0]):
+        index = torch.tensor(cells, device=device)
+        whole, flat = hidden_states(model, ids, [4, 2])
+        want = whole[flat.reshape(-1)[index]]
+        model._trueup_cut = True  # type: ignore[assignment]
+        got = states_at(model, ids, [4, 2], index)
+        model._trueup_cut = False  # type: ignore[assignment]
+        limit = 1e-5 if got.dtype == torch.float32 else 2e-2
+        if not bool((want - got).abs().max() <= limit * want.abs().max()):
+            return False
+    return True

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from trueup.models.forward import device_of, hidden_states, packs
+from trueup.models.forward import device_of, packs, states_at
 from trueup.models.linear import fast_linears
 from trueup.models.logprobs import Head, exact_kl, token_logprobs
 
@@ -58,28 +58,25 @@ class Net(nn.Module):
         """
         ids, lengths = batch["ids"].flatten(0, -2), batch["lengths"].flatten()
         if self.kind == "reward":
-            hidden, flat = hidden_states(self.model, ids, lengths.tolist())
-            last = flat.gather(1, lengths[:, None] - 1)[:, 0]
-            return {"scores": self._scalar(hidden, last).view(batch["lengths"].shape)}
+            last = torch.arange(len(ids), device=ids.device) * ids.shape[1] + lengths - 1
+            hidden = states_at(self.model, ids, lengths.tolist(), last, shared=_shared(batch))
+            return {"scores": self._scalar(hidden).view(batch["lengths"].shape)}
         mask = batch["mask"].flatten(0, -2)
-        hidden, read = self._read(ids, lengths, mask)
+        hidden = self._before(ids, lengths, mask)
         if self.kind == "critic":
-            return {"values": _spread(self._scalar(hidden, read), batch["mask"])}
-        logprobs, entropy = token_logprobs(
-            hidden.index_select(0, read), Head.of(self.model), ids[mask], temperature=self.temperature
-        )
+            return {"values": _spread(self._scalar(hidden), batch["mask"])}
+        logprobs, entropy = token_logprobs(hidden, Head.of(self.model), ids[mask], temperature=self.temperature)
         return {"logprobs": _spread(logprobs, batch["mask"]), "entropy": _spread(entropy, batch["mask"])}
 
-    def _read(self, ids: Tensor, lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, d], and for each counted token where the state that predicts it stands [M]."""
+    def _before(self, ids: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+        """The hidden state [M, d] that predicts each counted token."""
         # The last token of a row predicts nothing that counts, so it need not go through the model.
-        hidden, flat = hidden_states(self.model, ids, (lengths - 1).clamp(min=1).tolist())
-        return hidden, flat[:, :-1][mask[:, 1:]]
+        return states_at(self.model, ids, (lengths - 1).clamp(min=1).tolist(), mask.flatten().nonzero()[:, 0] - 1)
 
-    def _scalar(self, hidden: Tensor, read: Tensor) -> Tensor:
+    def _scalar(self, hidden: Tensor) -> Tensor:
         head = score_head(self.model)
         # A head that learns on a frozen body in bfloat16 is float32 itself.
-        raw = head(hidden.index_select(0, read).to(head.weight.dtype))[:, 0].float()
+        raw = head(hidden.to(head.weight.dtype))[:, 0].float()
         return (raw - self.mean) / self.std
 
     def outputs_like(self, batch: Batch) -> dict[str, Tensor]:
@@ -110,16 +107,26 @@ class InBF16(nn.Module):
 def exact_kl_per_token(policy: Net, reference: Net, batch: Batch) -> Tensor:
     """KL(policy || reference) over the vocabulary at each counted token, in nats [B, L]; zero outside the mask."""
     ids, lengths, mask = batch["ids"].flatten(0, -2), batch["lengths"].flatten(), batch["mask"].flatten(0, -2)
-    hidden, read = policy._read(ids, lengths, mask)
-    ref_hidden, ref_read = reference._read(ids, lengths, mask)
     kl = exact_kl(
-        hidden.index_select(0, read),
+        policy._before(ids, lengths, mask),
         Head.of(policy.model),
-        ref_hidden.index_select(0, ref_read),
+        reference._before(ids, lengths, mask),
         Head.of(reference.model),
         temperature=policy.temperature,
     )
     return _spread(kl, batch["mask"])
+
+
+def _shared(batch: Batch) -> list[int] | None:
+    """With how many of its partner's tokens each row of pairs [B, 2, L] begins; None for single rows.
+
+    Both keep their last token to themselves, where the score is read."""
+    if batch["lengths"].ndim == 1:
+        return None
+    first, second = batch["ids"].unbind(1)
+    alike = (first == second).long().cumprod(-1).sum(-1)
+    common = torch.minimum(alike, batch["lengths"].min(1).values - 1)
+    return torch.stack([torch.zeros_like(common), common], 1).flatten().tolist()  # type: ignore[no-any-return]
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
