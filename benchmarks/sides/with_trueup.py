@@ -15,6 +15,7 @@ from trueup.data.batches import completion_batch, text_batch
 from trueup.data.chat import Chat, Encoded
 from trueup.engine.learner import Learner, Optim
 from trueup.engine.mesh import Mesh
+from trueup.engine.rollout import describe_rollout
 from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.models.load import load_policy, load_scalar
@@ -107,8 +108,9 @@ class PPO(Task):
 
     def step(self, i: int) -> Figures:
         rollout = ppo.make_rollout(self.config, self.players, self.prompts[self.batch(i)], i, self.config.kl_coef)
-        metrics = ppo.update(self.config, self.players, rollout, i)
-        metrics |= ppo.describe_rollout(rollout, self.config.kl_coef)
+        rollout.batch |= ppo.estimate_advantages(self.config, self.players, rollout)
+        metrics = ppo.update(self.config, self.players, rollout, i, self.config.kl_coef)
+        metrics |= describe_rollout(rollout, self.config.kl_coef)
         parts = {k.removeprefix("seconds_"): v for k, v in metrics.items() if k.startswith("seconds_")}
         losses = {name: metrics[name] for name in ("policy_loss", "value_loss")}
         tokens = int(rollout.batch["mask"].sum())
@@ -136,9 +138,11 @@ class PPO(Task):
                 for row, p, values in zip(batch[name], prompts, record[name], strict=True):
                     row[len(p) : len(p) + len(values)] = torch.tensor(values)
         sums = {"policy_loss": 0.0, "value_loss": 0.0}
+        assert self.players.critic is not None
+        policy_fn = partial(ppo.policy_loss, clip=0.2, entropy_coef=0.0, kl_coef=0.0)
         for _ in range(self.job.ppo_epochs):
             for learner, batch, fn in (
-                (self.players.policy, policy, partial(ppo.policy_loss, clip=0.2, entropy_coef=0.0)),
+                (self.players.policy, policy, policy_fn),
                 (self.players.critic, critic, partial(ppo.value_loss, clip=0.2)),
             ):
                 for name, value in learner.forward_backward(batch, fn).items():
@@ -154,15 +158,8 @@ class Rollout(Task):
         model = stops_by_chance(load_policy(self.policy, device=self.mesh.device), job.size)
         if job.precision == "bf16":
             model.to(torch.bfloat16)
-        sampler = (model, self.chat.end_id, self.chat.pad_id)
-        self.sampler = Sampler(
-            sampler[0],
-            end_id=sampler[1],
-            pad_id=sampler[2],
-            decode=self.chat.decode,
-            mesh=self.mesh,
-            slots=job.size.batch,
-        )
+        self.sampler = Sampler.speaking(self.chat, model, self.mesh)
+        self.sampler.slots = job.size.batch  # as many rows at a time as `generate` is given
         self.sampling = Sampling(max_tokens=job.size.lengths.limit)
 
     def step(self, i: int) -> Figures:

@@ -364,18 +364,16 @@ def _cut_tail(model: PreTrainedModel) -> None:
     mlp = getattr(stacks[0][-1], "mlp", None) if stacks else None
     if not isinstance(mlp, nn.Module):
         return
+    if not hasattr(mlp, "_trueup_wanted"):  # a body may come from another model, and be told already
+        mlp.register_forward_pre_hook(_take_wanted)
+        mlp.register_forward_hook(_give_back)
+        for module in stacks[0][-1].modules():
+            module._trueup_tail = (mlp,)  # type: ignore[assignment]
     mlp._trueup_wanted = None  # type: ignore[assignment]
-    hooks = [mlp.register_forward_pre_hook(_take_wanted), mlp.register_forward_hook(_give_back)]
-    others = [module for module in stacks[0][-1].modules() if module is not mlp]
-    for module in others:
-        module._trueup_tail = (mlp,)  # type: ignore[assignment]
     with suppress(TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         model._trueup_cut = _same_where_wanted(model)  # type: ignore[assignment]
     if not model._trueup_cut:
-        for hook in hooks:
-            hook.remove()
-        for module in others:
-            del module._trueup_tail
+        mlp._trueup_wanted = None  # type: ignore[assignment]
 
 
 def _take_wanted(mlp: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
