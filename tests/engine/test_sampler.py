@@ -3,6 +3,8 @@ and the same completions whatever the slots, the order and the company."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -328,16 +330,26 @@ def test_cost_follows_real_tokens() -> None:
 
 
 def test_slots_close_and_stay_sorted() -> None:
+    """Groups of 8 rows: each row of one is at least as long as each of the next, whichever rows end."""
     generator = np.random.default_rng(0)
-    for _ in range(50):
-        count = int(generator.integers(1, 90))
-        over = sorted(generator.choice(count, int(generator.integers(1, count + 1)), replace=False).tolist())
-        place = closed(count, over)
-        assert sorted(place) == sorted(set(range(count)) - set(over))
-        assert sum(slot != row for slot, row in enumerate(place)) <= 4 * len(over)
-    # Four groups of 16 sorted rows lose one of the first: one row of each group moves down a group.
-    assert closed(64, [3])[:16] == [0, 1, 2, 15, *range(4, 15), 31]
-    assert closed(64, [3])[31] == 47 and closed(64, [3])[47] == 63
+    for _ in range(20):
+        lengths = sorted(generator.integers(1, 99, 32).tolist(), reverse=True)
+        while lengths:
+            count = len(lengths)
+            over = sorted(generator.choice(count, min(count, int(generator.integers(1, 4))), replace=False).tolist())
+            place = closed(lengths, over)
+            assert sorted(place) == sorted(set(range(count)) - set(over))
+            assert sum(slot != row for slot, row in enumerate(place)) <= 4 * len(over)
+            lengths = [lengths[row] for row in place]
+            parts = [lengths[start : start + 8] for start in range(0, len(lengths), 8)]
+            assert all(min(a) >= max(b) for a, b in pairwise(parts))
+
+
+def test_a_hole_is_closed_from_group_to_group() -> None:
+    """Three groups, of which the first loses a row: the longest of each of the others moves down."""
+    lengths = [90] * 8 + [50, 50, 60, *[50] * 5] + [10, 10, 10, 20, 10]
+    place = closed(lengths, [3])
+    assert place == [0, 1, 2, 10, *range(4, 10), 19, *range(11, 19), 20]
 
 
 def test_groups_of_like_length() -> None:

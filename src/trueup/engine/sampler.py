@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -106,7 +105,11 @@ class _Slots:
         out = query.new_empty(*query.shape[:2], values.shape[2])
         for some, length, mask in self.groups:
             part = slice(some.start * heads, some.stop * heads)
-            scores = torch.baddbmm(mask, query[part], keys[part, :length].transpose(1, 2), alpha=scaling)
+            q, k = query[part], keys[part, :length]
+            if q.shape[1] == 1:  # a matrix times a vector is read faster than a vector times its transpose
+                scores = torch.baddbmm(mask.transpose(1, 2), k, q.transpose(1, 2), alpha=scaling).transpose(1, 2)
+            else:
+                scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling)
             torch.bmm(scores.softmax(-1), values[part, :length], out=out[part])
         return out
 
@@ -376,7 +379,7 @@ class _Run:
             found = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
             text = text[: min(found)].lstrip() if found else text.strip()
             self.results[self.active[slot]] = Completion(text, reason, tuple(kept), tuple(lp[:count]), self.version)  # type: ignore[arg-type]
-        place = closed(len(self.active), slots)
+        place = closed(self.lengths, slots)
         moved = [slot for slot in range(len(place)) if place[slot] != slot]
         self.active, self.lengths = [self.active[s] for s in place], [self.lengths[s] for s in place]
         if moved:
@@ -406,18 +409,18 @@ def groups(lengths: Sequence[int]) -> list[tuple[slice, int]]:
     return out
 
 
-def closed(count: int, over: Sequence[int]) -> list[int]:
-    """Which of `count` slots' rows stand where once those in `over` (ascending) are gone, no hole left.
+def closed(lengths: Sequence[int], over: Sequence[int]) -> list[int]:
+    """Which slots' rows of these lengths stand where once those in `over` (ascending) are gone, no hole left.
 
-    The last row of a hole's group moves into it, the last row of the next group into the place so freed, and so on:
-    few rows move, and slots that are sorted by length stay nearly so.
+    The longest row of the next group moves into a hole, the longest of the group after it into the place so freed,
+    and so on; the last row of all fills the last one. So few rows move, and groups stay sorted by length.
     """
-    place, size = list(range(count)), max(GROUP_ROWS, -(-count // GROUPS))
+    place, size = list(range(len(lengths))), max(GROUP_ROWS, -(-len(lengths) // GROUPS))
     for hole in reversed(over):
-        last = len(place) - 1
-        chain = [hole, *range(hole // size * size + size - 1, last, size), last]
-        for to, source in pairwise(chain):
-            place[to] = place[source]
+        for start in range(hole // size * size + size, len(place), size):
+            source = max(range(start, min(start + size, len(place))), key=lambda slot: lengths[place[slot]])
+            place[hole], hole = place[source], source
+        place[hole] = place[-1]
         place.pop()
     return place
 
