@@ -8,6 +8,9 @@ time and both meet the same moods of the machine; then, in processes of their ow
 and compute the losses of one and the same rollout on both sides. TRL runs in environments that this makes from
 trl-requirements.txt (SFT, reward model) and trl-ppo-requirements.txt (PPO, and transformers' `generate`).
 
+A rollout is 96 prompts: `generate` is given 32 at a time (16, 48 and 96 were no faster), Trueup its default, up to 128
+slots, of which a row that ends leaves its own to one that waits.
+
 The ratio of a pair is TRL's time over Trueup's (rollout: Trueup's tokens a second over `generate`'s, since draws differ
 in length); given is the median over pairs, with the interval between two order statistics that covers the median with
 95% or more whatever the distribution. Writes results.json and results.md. Not in it: GPUs (see gpu.py).
@@ -223,7 +226,7 @@ def measure(task: str, name: str, args: argparse.Namespace) -> Found:
     folder.mkdir(parents=True, exist_ok=True)
     for log in folder.glob("*.log"):
         log.unlink()
-    job = Job(task, str(folder.resolve()), SIZES[name], steps, ppo_epochs=args.ppo_epochs)
+    job = Job(task, str(folder.resolve()), SIZES[name], steps, ppo_epochs=args.ppo_epochs, slots=args.slots)
     write(job, args.seed)
     theirs = REQUIREMENTS[task].removesuffix("-requirements.txt")
     python = {OURS: Path(sys.executable), THEIRS: environment(args.envs / theirs, HERE / REQUIREMENTS[task])}
@@ -314,6 +317,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="steps of each side before them")
     parser.add_argument("--memory-steps", type=int, default=3, help="steps of the memory processes; 0 leaves them out")
     parser.add_argument("--ppo-epochs", type=int, default=4)
+    parser.add_argument("--slots", type=int, help="rows that Trueup samples at a time; its default (128) if not given")
     parser.add_argument("--core", type=int, help="pin both sides to this core")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--envs", type=Path, default=ROOT / "build" / "bench", help="where TRL's environments are kept")

@@ -56,7 +56,8 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape, and how many rows an optimizer step takes (pairs, for a reward model)."""
+    """A model's shape; how many rows an optimizer step takes (pairs, for a reward model); for how many prompts a
+    rollout samples, and how many of them `generate` is given at a time."""
 
     layers: int
     width: int
@@ -66,6 +67,8 @@ class Size:
     batch: int
     kv_heads: int | None = None
     family: Literal["llama", "qwen2"] = "llama"
+    rollout: int = 96
+    together: int = 32
     lengths: Lengths = field(default_factory=Lengths)
 
     def config(self) -> PreTrainedConfig:
@@ -87,7 +90,7 @@ class Size:
 
 
 SIZES = {
-    "T": Size(2, 32, 2, 64, 128, 4, lengths=Lengths((4, 12), (4, 12), 8, 16)),
+    "T": Size(2, 32, 2, 64, 128, 4, lengths=Lengths((4, 12), (4, 12), 8, 16), rollout=8, together=4),
     "S": Size(4, 192, 4, 512, 2048, 32),
     "M": Size(8, 512, 8, 1376, 8192, 8),
 }
@@ -106,8 +109,8 @@ class Job:
     device: str = "cpu"
     lr: float = 1e-4
     ppo_epochs: int = 4
-    rollout_batches: int = 3
-    """A rollout samples for this many times `size.batch` prompts, `size.batch` at a time."""
+    slots: int | None = None
+    """Rows that Trueup samples at a time; its default where None."""
     micro_rows: int | None = None
     """TRL's rows at a time; all of a step's where None."""
     micro_tokens: int | None = None
@@ -115,7 +118,7 @@ class Job:
 
     @property
     def rows_a_step(self) -> int:
-        return self.size.batch * (self.rollout_batches if self.task == "rollout" else 1)
+        return self.size.rollout if self.task == "rollout" else self.size.batch
 
     def json(self) -> str:
         return json.dumps(asdict(self))

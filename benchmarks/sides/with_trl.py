@@ -154,7 +154,7 @@ def ppo(job: Job, gate: Gate, record: bool = False) -> None:
         total_episodes=job.steps * job.size.batch,
         num_ppo_epochs=job.ppo_epochs,
         num_mini_batches=1,
-        local_rollout_forward_batch_size=job.size.batch,
+        local_rollout_forward_batch_size=job.micro_rows or job.size.batch,
         num_sample_generations=0,
         response_length=job.size.lengths.limit,
         stop_token="eos",
@@ -250,8 +250,8 @@ def rollout(job: Job, gate: Gate, record: bool = False) -> Any:
     prompts = [r["prompt"] for r in read_rows(job)]
     torch.manual_seed(0)
     if record:
-        return record_sample(model, settings, prompts[: job.size.batch])
-    n, size = job.rows_a_step, job.size.batch
+        return record_sample(model, settings, prompts[: job.size.together])
+    n, size = job.rows_a_step, job.size.together
     for i in count():
         gate.begin()
         tokens = 0

@@ -159,7 +159,7 @@ class Rollout(Task):
         if job.precision == "bf16":
             model.to(torch.bfloat16)
         self.sampler = Sampler.speaking(self.chat, model, self.mesh)
-        self.sampler.slots = job.size.batch  # as many rows at a time as `generate` is given
+        self.sampler.slots = job.slots or self.sampler.slots
         self.sampling = Sampling(max_tokens=job.size.lengths.limit)
 
     def step(self, i: int) -> Figures:
