@@ -259,7 +259,10 @@ def main() -> None:
         found: dict[str, Any] = {"task": task, "trueup": measure(job, with_trueup.run, args, peak)}
         found["shares"] = shares(job, args)
         if trl_can(task):
-            found["trl"] = measure(job, with_trl.run, args, peak)
+            try:
+                found["trl"] = measure(job, with_trl.run, args, peak)
+            except torch.cuda.OutOfMemoryError as error:
+                print(f"TRL's {task} does not fit: {str(error).splitlines()[0]}; try a smaller --micro-rows")
         results.append(found)
         print(table([found]), flush=True)
     text = {"device": about, "peak": peak, "size": str(size), "precision": args.precision, "results": results}

@@ -184,7 +184,7 @@ def stops_by_chance(model: PreTrainedModel, size: Size) -> PreTrainedModel:
     position (the other logits of a random model are small), the pad token never, since TRL takes it for padding."""
     head = model.get_output_embeddings()
     bias = torch.zeros(size.vocab, dtype=head.weight.dtype, device=head.weight.device)
-    bias[END] = math.log(size.vocab / size.lengths.stop)
+    bias[END] = math.log(size.vocab / (size.lengths.stop - 1))
     bias[PAD] = -1e4
     head.bias = torch.nn.Parameter(bias, requires_grad=False)
     return model
