@@ -18,6 +18,27 @@ FORGETFUL = (
     "{% if m['role'] == 'assistant' and not loop.last %}[cut]{% else %}{{ m['content'] }}{% endif %}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+# thinks as Qwen3's does: earlier thoughts are dropped, what follows the last question has one, an empty one if need be
+THINKING = """
+{%- set last = namespace(question=0) -%}
+{%- for m in messages -%}
+  {%- if m['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif -%}
+{%- endfor -%}
+{%- for m in messages -%}
+  {%- set content = m['content'] %}{% set thought = '' -%}
+  {%- if m['role'] == 'assistant' and '</think>' in content -%}
+    {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') -%}
+    {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+  {%- endif -%}
+  {{- '<|im_start|>' + m['role'] + '\\n' -}}
+  {%- if m['role'] == 'assistant' and loop.index0 > last.question -%}
+    {{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}
+  {%- endif -%}
+  {{- content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
+EMPTY = "<think>\n\n</think>\n\n"
 TWO_TURNS = Demonstration(
     Prompt(
         (
@@ -119,3 +140,72 @@ def test_templates_that_cannot_be_used_are_refused():
         Chat(make_tokenizer(template="{{ messages | length }} {{ messages[-1]['content'] }}"))
     with pytest.raises(UserError, match="no such folder"):
         Chat.load("/nowhere/at/all")
+
+
+def test_a_template_that_thinks_writes_an_empty_thought_where_there_is_none():
+    chat = Chat(make_tokenizer(template=THINKING))
+    assert chat.tokenizer.convert_ids_to_tokens(chat.end_id) == "<|im_end|>"
+    one = Demonstration(Prompt.of("Hello"), "yes")
+    encoded = chat.encode(one)
+    assert text(chat, encoded) == f"<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n{EMPTY}yes<|im_end|>"
+    assert trained(chat, encoded).replace("|", "") == f"{EMPTY}yes<im_end>"
+    prompt, reply = chat.prompt_ids(one.prompt.messages), chat.reply_ids("yes")
+    assert encoded.ids == prompt + reply and chat.decode(reply) == "yes"
+    assert chat.tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")  # the model writes the thought itself
+
+
+def test_a_reply_with_its_own_thought_is_trained_as_it_is():
+    chat = Chat(make_tokenizer(template=THINKING))
+    said = "<think>\nso so\n</think>\n\nyes"
+    encoded = chat.encode(Demonstration(Prompt.of("Hello"), said))
+    assert trained(chat, encoded).replace("|", "") == f"{said}<im_end>"
+    reply = chat.reply_ids(said)
+    assert chat.tokenizer.decode(reply) == f"{said}<|im_end|>" and chat.decode(reply) == said
+    assert encoded.ids[-len(reply) :] == reply and chat.rewritten == 0
+    for cut in ("<think>\nso", "<think>\nso so\n</think>\n\nye"):  # where sampling stopped: no thought is put before it
+        assert chat.tokenizer.decode(chat.reply_ids(cut, ended=False)) == cut
+    assert chat.tokenizer.decode(chat.reply_ids("<think>\nso")) == "<think>\nso<|im_end|>"
+
+
+def test_earlier_thoughts_are_dropped_and_the_last_turn_alone_is_trained():
+    chat = Chat(make_tokenizer(template=THINKING))
+    turns = list(TWO_TURNS.prompt.messages)
+    turns[1] = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHow are you?"}
+    encoded = chat.encode(Demonstration(Prompt(tuple(turns)), "good"))
+    assert chat.last_turn_only == 1
+    assert text(chat, encoded) == (
+        "<|im_start|>user\nHello there!<|im_end|>\n<|im_start|>assistant\nHow are you?<|im_end|>\n"
+        f"<|im_start|>user\nI am fine<|im_end|>\n<|im_start|>assistant\n{EMPTY}good<|im_end|>"
+    )
+    assert trained(chat, encoded).replace("|", "") == f"{EMPTY}good<im_end>"
+
+
+def test_a_reply_that_the_template_rewrites_is_counted():
+    forgets = CHATML.replace("m['content']", "m['content'].split('</think>')[-1].strip()")
+    chat = Chat(make_tokenizer(template=forgets))
+    encoded = chat.encode(Demonstration(Prompt.of("Hello"), "<think>hm</think> yes"))
+    assert trained(chat, encoded).replace("|", "") == "yes<im_end>" and chat.rewritten == 1
+    chat.encode(Demonstration(Prompt.of("Hello"), " yes\n"))  # the space around it does not count
+    assert chat.rewritten == 1
+
+
+def test_a_space_before_the_end_token_is_no_end_token():
+    """Llama 2's template: content, a space, the end token."""
+    chat = Chat(make_tokenizer(template=PLAIN.replace("{{ eos_token }}", " {{ eos_token }}")))
+    assert chat.tokenizer.convert_ids_to_tokens(chat.end_id) == "<eos>"
+    encoded = chat.encode(TWO_TURNS)
+    assert trained(chat, encoded).replace("|", "") == " How are you? <eos> good <eos>"
+    assert chat.reply_ids("good") == encoded.ids[-len(chat.reply_ids("good")) :]
+    assert chat.tokenizer.decode(chat.reply_ids("good", ended=False)) == " good"
+
+
+def test_a_system_message_is_in_the_prompt_and_never_in_the_loss():
+    system = {"role": "system", "content": "Be kind"}
+    for template in (None, CHATML, THINKING):
+        chat = Chat(make_tokenizer(template=template))
+        plain = trained(chat, chat.encode(TWO_TURNS))
+        encoded = chat.encode(Demonstration(Prompt((system, *TWO_TURNS.prompt.messages)), TWO_TURNS.reply))
+        assert "Be kind" in text(chat, encoded) and trained(chat, encoded) == plain
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    with pytest.raises(UserError, match="the chat template refuses this conversation: no system role"):
+        Chat(make_tokenizer(template=refusing)).prompt_ids([system, *TWO_TURNS.prompt.messages])

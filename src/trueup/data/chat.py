@@ -9,7 +9,9 @@ tokenized once.
      prompt ids, mask False      mask True     mask True (the end token)
 
 Where the tokenizer has no template, PLAIN is used, and saved with the model. Where a template is not
-prefix-stable (it rewrites earlier turns), only the last turn can be trained, and that is counted.
+prefix-stable (it rewrites earlier turns), only the last turn can be trained, and that is counted. A template that
+thinks writes an empty thought before a reply that has none, and drops the thoughts of earlier turns (Qwen3): what it
+writes is what is trained.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ PLAIN = (
     "{% else %}Assistant: {{ m['content'] }}{{ eos_token }}\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+QUESTION: Message = {"role": "user", "content": "question"}
 PROBE = "reply"
 
 
@@ -49,28 +52,39 @@ class Chat:
     plain: bool = False
     last_turn_only: int = 0
     """Conversations of which only the last turn could be trained, because the template rewrites earlier ones."""
+    rewritten: int = 0
+    """Conversations whose last reply the template does not write as it is: it leaves a thought out, say."""
     embeddings: int | None = None
     """How many tokens the model has embeddings for, where that is known; a tokenizer may have more."""
     end_id: int = field(init=False)
     pad_id: int = field(init=False)
     _prefix: str = field(init=False, default="")
-    """What the template puts between the generation prompt and the content: a space, as a rule, or nothing."""
+    """What the template puts between the generation prompt and the content: a space, nothing, or an empty thought."""
+    _suffix: str = field(init=False, default="")
+    """What it puts after the content: the end token, and perhaps a line's end."""
+    _end_text: str = field(init=False, default="")
+    _before_end: str = field(init=False, default="")
+    """What it puts between the content and the end token: Llama 2's has a space there."""
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
             if self.tokenizer.eos_token is None:
                 raise UserError("the tokenizer has neither a chat template nor an end-of-sequence token")
             self.tokenizer.chat_template, self.plain = PLAIN, True
-        user: Message = {"role": "user", "content": "question"}
-        tail = self._tail([user], PROBE)
+        tail = self._tail([QUESTION], PROBE)
         if tail is None or PROBE not in tail:
             raise UserError("the chat template does not keep the prompt in front of the reply")
-        self._prefix, suffix = tail.split(PROBE, 1)
-        suffix_ids = self._ids(suffix)
+        self._prefix, self._suffix = tail.split(PROBE, 1)
+        suffix_ids = self._ids(self._suffix)
         if not suffix_ids:
             raise UserError("the chat template puts no end token after the assistant's content")
-        self.end_id = suffix_ids[0]
-        written = self._ids(self._render([user, {"role": "assistant", "content": PROBE}], False))
+        special = set(self.tokenizer.all_special_ids) | {
+            i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self.end_id = next((i for i in suffix_ids if i in special), suffix_ids[0])
+        self._end_text = str(self.tokenizer.decode([self.end_id]))
+        self._before_end = self._suffix.partition(self._end_text)[0] if self._end_text in self._suffix else ""
+        written = self._ids(self._render([QUESTION, {"role": "assistant", "content": PROBE}], False))
         if beyond := [i for i in written if not self._known(i)]:
             token = self.tokenizer.convert_ids_to_tokens(beyond[0])
             raise UserError(
@@ -115,22 +129,37 @@ class Chat:
             raise UserError(f"the chat template refuses this conversation: {error}") from None
         return str(text)
 
-    def _tail(self, messages: Sequence[Message], reply: str) -> str | None:
+    def _tail(self, messages: Sequence[Message], reply: str, before: str | None = None) -> str | None:
         """The reply's segment as the template writes it, or None where the template is not prefix-stable."""
-        before = self._render(messages, True)
+        before = self._render(messages, True) if before is None else before
         whole = self._render([*messages, {"role": "assistant", "content": reply}], False)
         return whole[len(before) :] if whole.startswith(before) else None
 
+    def _written(self, tail: str | None) -> str | None:
+        """A reply's segment without what the template puts after the content; None where it ends otherwise."""
+        return tail.removesuffix(self._suffix) if tail is not None and tail.endswith(self._suffix) else None
+
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # not verbose: what is too long is counted, by the limit that holds
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The conversation with the generation prompt; a BOS only where the template writes one."""
         return self._ids(self._render(messages, True))
 
+    def prompt_length(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has."""
+        return len(self.prompt_ids(prompt.messages))
+
     def reply_ids(self, reply: str, ended: bool = True) -> list[int]:
-        """A reply's tokens, the end token after them unless it was cut."""
-        return self._ids(self._prefix + reply.strip()) + ([self.end_id] if ended else [])
+        """A reply's tokens as the template writes it, the end token after them unless it was cut."""
+        reply = reply.strip()
+        plain = self._prefix + reply
+        written = self._written(self._tail([QUESTION], reply)) or plain
+        opening = self._prefix.split()[:1]
+        if opening and reply.startswith(opening[0]) and written == plain:
+            written = reply  # a thought that was never closed: the template takes it for an answer, we do not
+        return self._ids(written + self._before_end * ended) + [self.end_id] * ended
 
     def decode(self, ids: Sequence[int]) -> str:
         """A completion's text as it was written: without the end token and what the template puts before the content,
@@ -144,37 +173,35 @@ class Chat:
         """A demonstration: loss on every assistant turn and its end token where the template is prefix-stable."""
         messages = [*demonstration.prompt.messages, Message(role="assistant", content=demonstration.reply)]
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        encoded = self._every_turn(messages, turns)
-        if encoded is None:
+        found = self._turns(messages, turns)
+        if found is None and len(turns) > 1:
             self.last_turn_only += 1
-            encoded = self._every_turn(messages, turns[-1:])
-        if encoded is None:  # the template rewrites even the last turn (it strips thoughts, say): our own segment
+            found = self._turns(messages, turns[-1:])
+        if found is None:  # the template rewrites what stands before the reply: our own segment
             ids = self.prompt_ids(demonstration.prompt.messages)
             reply = self.reply_ids(demonstration.reply)
-            encoded = Encoded(ids + reply, [False] * len(ids) + [True] * len(reply))
+            return Encoded(ids + reply, [False] * len(ids) + [True] * len(reply))
+        encoded, written = found
+        self.rewritten += "".join(demonstration.reply.split()) not in "".join(written.split())
         return encoded
 
-    def _every_turn(self, messages: Sequence[Message], turns: Sequence[int]) -> Encoded | None:
+    def _turns(self, messages: Sequence[Message], turns: Sequence[int]) -> tuple[Encoded, str] | None:
+        """The conversation with loss on `turns`, and the last of them as the template writes it."""
+        written: str | None = ""
         ids: list[int] = []
         mask: list[bool] = []
         text = ""  # what is already in ids, as the template writes it
         for turn in turns:
             before = self._render(messages[:turn], True)
-            tail = self._tail(messages[:turn], messages[turn]["content"])
-            if tail is None or not before.startswith(text):
+            written = self._written(self._tail(messages[:turn], messages[turn]["content"].strip(), before))
+            if written is None or not before.startswith(text):
                 return None
-            between = self._ids(before[len(text) :])
-            content = messages[turn]["content"].strip()
-            reply = self.reply_ids(content)
+            between, reply = self._ids(before[len(text) :]), [*self._ids(written + self._before_end), self.end_id]
             ids += between + reply
             mask += [False] * len(between) + [True] * len(reply)
             # the end token is in ids; what the template writes after it opens the next stretch
-            end_text = str(self.tokenizer.decode([self.end_id]))
-            at = tail.find(end_text, tail.find(content) + len(content))
-            if at < 0:
-                return None
-            text = before + tail[: at + len(end_text)]
-        return Encoded(ids, mask)
+            text = before + written + self._before_end + self._end_text
+        return Encoded(ids, mask), str(written)
 
 
 def _embeddings(folder: str) -> int | None:
