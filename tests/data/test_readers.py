@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import gzip
 import json
 
 import pyarrow as pa
@@ -75,16 +74,6 @@ def test_conversations_that_go_on_from_the_prompt(tmp_path):
     assert (list(p.prompt.messages), p.chosen.text, p.rejected.text) == (shared, "A friend.", "Nobody.")
     whole = {**row, "prompt": [system, USER]}
     assert read_preferences(write(tmp_path / "w.jsonl", whole)).records == [p]
-
-
-def test_parquet_and_gzip_read_like_jsonl(tmp_path):
-    rows = [{"prompt": [USER], "completion": [REPLY]}] * 3
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(r) + "\n" for r in rows)
-    plain = read_demonstrations(write(tmp_path / "d.jsonl", *rows)).records
-    assert read_demonstrations(tmp_path / "d.parquet").records == plain
-    assert read_demonstrations(tmp_path / "d.jsonl.gz").records == plain
 
 
 def test_prompts_from_any_file(tmp_path):
@@ -160,6 +149,66 @@ def test_files_that_cannot_be_read(tmp_path):
         write(tmp_path / name, "neither")
         with pytest.raises(UserError, match=name):
             read_prompts(tmp_path / name)
+
+
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+
+
+def test_sharegpt(tmp_path):
+    path = write(tmp_path / "s.jsonl", {"conversations": SHAREGPT, "id": 7}, {"conversations": [USER, REPLY]})
+    one, other = read_demonstrations(path).records
+    assert one == other and (one.prompt, one.reply, one.prompt.meta) == (Prompt.of("Hi"), "Hello", {"id": 7})
+    assert read_prompts(path).records == [Prompt.of("Hi")] * 2
+    system = {"from": "system", "value": "Be kind."}
+    row = {"conversations": [system, *SHAREGPT, {"from": "human", "value": "So?"}, {"from": "gpt", "value": "So."}]}
+    (demo,) = read_demonstrations(write(tmp_path / "m.jsonl", row)).records
+    assert [m["role"] for m in demo.prompt.messages] == ["system", "user", "assistant", "user"] and demo.reply == "So."
+    sides = {"chosen": SHAREGPT[1], "rejected": {"from": "gpt", "value": "Go"}}
+    (p,) = read_preferences(write(tmp_path / "p.jsonl", {"conversations": SHAREGPT[:1], **sides})).records
+    assert (p.prompt, p.chosen.text, p.rejected.text) == (Prompt.of("Hi"), "Hello", "Go")
+
+
+@pytest.mark.parametrize(
+    "conversations, said",
+    [
+        (SHAREGPT[::-1], "column 'conversations': roles out of order (assistant, user)"),
+        ([SHAREGPT[0]], "column 'conversations' must end with the assistant's turn"),
+        ([SHAREGPT[0], {"from": "tool", "value": "x"}], "role 'tool'; expected one of human, user, gpt"),
+        ([{"from": "human", "value": 3}], "each message needs a role and a content that is text"),
+    ],
+)
+def test_bad_sharegpt_names_the_column(tmp_path, conversations, said):
+    with pytest.raises(UserError, match=r"s\.jsonl, line 1: ") as error:
+        read_demonstrations(write(tmp_path / "s.jsonl", {"conversations": conversations}))
+    assert said in str(error.value)
+
+
+def test_the_column_system_stands_above_the_conversation(tmp_path):
+    system = {"role": "system", "content": "Be kind."}
+    pair = {"question": "Hi", "chosen": "a", "rejected": "b"}
+    rows = [{"prompt": "Hi", "completion": "x"}, {"messages": [USER, REPLY]}, {"instruction": "Hi", "output": "x"}]
+    path = write(tmp_path / "d.jsonl", *({**row, "system": "Be kind."} for row in rows))
+    assert [list(d.prompt.messages) for d in read_demonstrations(path).records] == [[system, USER]] * 3
+    found = read_preferences(write(tmp_path / "p.jsonl", {**pair, "system": "Be kind."}, {**pair, "system": " "}))
+    assert [len(p.prompt.messages) for p in found.records] == [2, 1]
+    assert read_prompts(tmp_path / "p.jsonl").records == [p.prompt for p in found.records]
+    own = {"messages": [{"role": "system", "content": "Be brief."}, USER, REPLY], "system": "Be kind."}
+    (demo,) = read_demonstrations(write(tmp_path / "o.jsonl", own)).records
+    assert demo.prompt.messages[0]["content"] == "Be brief."
+    with pytest.raises(UserError, match="column 'system' must be text, found int"):
+        read_prompts(write(tmp_path / "n.jsonl", {"prompt": "Hi", "system": 3}))
+
+
+def test_empty_texts_are_dropped_and_counted(tmp_path):
+    pair = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    blank = [{"role": "user", "content": " "}]
+    rows = [pair, {**pair, "chosen": " "}, {**pair, "prompt": ""}, {**pair, "prompt": blank}, {**pair, "rejected": ""}]
+    found = read_preferences(write(tmp_path / "p.jsonl", *rows))
+    assert found.dropped == {"empty chosen": 1, "empty prompts": 2}
+    assert [p.rejected.text for p in found.records] == ["b", ""]  # a model may say nothing, and be worse for it
+    demos = [{"prompt": "Hi", "completion": "x"}, {"prompt": "Hi", "completion": ""}, {"messages": [*blank, REPLY]}]
+    assert read_demonstrations(write(tmp_path / "d.jsonl", *demos)).dropped == {"empty replies": 1, "empty prompts": 1}
+    assert read_prompts(tmp_path / "d.jsonl").dropped == {"empty prompts": 1}
 
 
 TWO_HUMANS = "\n\nHuman: Hi\n\nHuman: Ho\n\nAssistant: "

@@ -1,6 +1,6 @@
-"""Files of records in the ecosystem's columns: JSONL and Parquet, .gz of JSONL.
+"""Records from rows (`files`), in the ecosystem's columns.
 
-    messages                      a conversation whose last turn is the assistant's   -> Demonstration
+    messages (or conversations)   a conversation whose last turn is the assistant's   -> Demonstration
     prompt, completion            string or message list                              -> Demonstration
     instruction, input, output    Alpaca's columns; `instances` of input and output   -> Demonstration
     question, answer              as in GSM8K                                         -> Demonstration
@@ -8,6 +8,7 @@
     prompt, chosen, rejected      replies, or whole conversations that open with it   -> Preference
     chosen, rejected              the prompt is what both conversations share         -> Preference
 
+A message is {role, content}, or ShareGPT's {from, value}. `system` is a system message where the conversation has none.
 Strings may be "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts: whole in `chosen`/`rejected` without a prompt, up to
 the reply in `prompt`. Other columns stay with the prompt, in `Prompt.meta`, where JSON can hold their values: a Python
 scorer gets them. A row that cannot be read stops the reader with file and line; a row that is readable but useless
@@ -16,22 +17,24 @@ scorer gets them. A row that cannot be read stops the reader with file and line;
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from trueup.data.files import Source, raw_rows, sources
 from trueup.records import Completion, Demonstration, Message, Preference, Prompt, UserError
 
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
+SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
+SHAREGPT |= {"system": "system"}
 TEXTS = {"messages", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "instances"}
-TEXTS |= {"question", "completions", "meta"}
+TEXTS |= {"question", "completions", "conversations", "system", "meta"}
 """Columns that `Prompt.meta` does not repeat."""
+SAME = "chosen == rejected"
 LARGEST = 3e38
 """The losses are computed in float32, which holds no larger number."""
 
@@ -59,37 +62,39 @@ class BadRow(Exception):
     """A row that cannot be read; the reader adds file and line."""
 
 
-def read_demonstrations(path: str | Path) -> Rows[Demonstration]:
-    return _read(path, _demonstration, "messages; prompt, completion; instruction, output; or question, answer")
+class Useless(Exception):
+    """A row that can be read but teaches nothing: it is dropped, and counted under this reason."""
 
 
-def read_prompts(path: str | Path) -> Rows[Prompt]:
+def read_demonstrations(data: str | Path | Source) -> Rows[Demonstration]:
+    return _read(data, _demonstration, "messages; prompt, completion; instruction, output; or question, answer")
+
+
+def read_prompts(data: str | Path | Source) -> Rows[Prompt]:
     """Prompts; a preference or demonstration file serves too, its replies are left aside."""
-    return _read(path, _prompt, "prompt, question, messages, or chosen and rejected")
+    return _read(data, _prompt, "prompt, question, messages, or chosen and rejected")
 
 
-def read_preferences(path: str | Path) -> Rows[Preference]:
-    return _read(path, _preference, "prompt, chosen and rejected, or chosen and rejected")
+def read_preferences(data: str | Path | Source) -> Rows[Preference]:
+    return _read(data, _preference, "prompt, chosen and rejected, or chosen and rejected")
 
 
-def _read(path: str | Path, make: Callable[[dict[str, Any]], T | str], expected: str) -> Rows[T]:
-    path = Path(path)
+def _read(data: str | Path | Source, make: Callable[[dict[str, Any]], T], expected: str) -> Rows[T]:
+    (source,) = sources(data)
     rows: Rows[T] = Rows([])
-    for line, row in _instances(raw_rows(path)):
+    for place, row in _instances(raw_rows(source)):
         try:
-            record = make(row)
+            rows.records.append(make({name: value for name, value in row.items() if value is not None}))
         except BadRow as error:
-            raise UserError(f"{path}, line {line}: {error} (expected columns: {expected})") from None
-        if isinstance(record, str):
-            rows.dropped[record] += 1
-        else:
-            rows.records.append(record)
+            raise UserError(f"{source.path}, {place}: {error} (expected columns: {expected})") from None
+        except Useless as error:
+            rows.dropped[str(error)] += 1
     if not rows.records:
-        raise UserError(f"{path}: no usable rows; {rows.note()}")
+        raise UserError(f"{source.path}: no usable rows; {rows.note()}")
     return rows
 
 
-def _instances(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _instances(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Self-instruct's rows hold several instances of one instruction; each becomes a row."""
     for line, row in rows:
         instances = row.get("instances")
@@ -98,42 +103,6 @@ def _instances(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int
                 yield line, {**row, **(instance if isinstance(instance, dict) else {})}
         else:
             yield line, row
-
-
-def raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a JSONL, JSONL.gz or Parquet file. Raises UserError naming file and line."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        try:
-            table = parquet.read_table(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a Parquet file: {error}") from None
-        yield from enumerate(table.to_pylist(), 1)
-        return
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"{path}: unknown kind of file; expected .jsonl, .jsonl.gz or .parquet")
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parse(path, number, line)
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise UserError(f"{path}: damaged gzip: {error}") from None
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: broken JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}: expected an object with columns, found {type(row).__name__}")
-    return row
 
 
 # columns to records
@@ -146,13 +115,20 @@ def _messages(value: Any, column: str) -> list[Message]:
         raise BadRow(f"column '{column}' must be text or a list of messages, found {type(value).__name__}")
     out: list[Message] = []
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise BadRow(f"column '{column}': each message needs a role and a content that is text")
-        role = message.get("role")
-        if role not in ROLES:
-            raise BadRow(f"column '{column}': role {role!r}; expected one of {', '.join(ROLES)}")
-        out.append({"role": role, "content": message["content"]})
+        out.append(_message(message, column))
     return _alternating(out, column)
+
+
+def _message(message: Any, column: str) -> Message:
+    if isinstance(message, dict) and isinstance(message.get("value"), str) and "role" not in message:
+        speaker, content, known = message.get("from"), message["value"], SHAREGPT
+    elif isinstance(message, dict) and isinstance(message.get("content"), str):
+        speaker, content, known = message.get("role"), message["content"], {role: role for role in ROLES}
+    else:
+        raise BadRow(f"column '{column}': each message needs a role and a content that is text")
+    if speaker not in known:
+        raise BadRow(f"column '{column}': role {speaker!r}; expected one of {', '.join(known)}")
+    return {"role": known[speaker], "content": content}
 
 
 def _alternating(messages: list[Message], column: str) -> list[Message]:
@@ -203,14 +179,25 @@ def _before(row: dict[str, Any]) -> list[Message]:
 def _awaiting(messages: Sequence[Message], row: dict[str, Any], column: str) -> Prompt:
     if not messages or messages[-1]["role"] == "assistant":
         raise BadRow(f"column '{column}' must end with the user's turn")
-    return Prompt(tuple(messages), _meta(row))
+    if not messages[-1]["content"].strip():
+        raise Useless("empty prompts")
+    return Prompt((*_system(messages, row), *messages), _meta(row))
+
+
+def _system(messages: Sequence[Message], row: dict[str, Any]) -> list[Message]:
+    """The column `system` as a message, where the conversation brings none of its own."""
+    text = row.get("system") or ""
+    if not isinstance(text, str):
+        raise BadRow(f"column 'system' must be text, found {type(text).__name__}")
+    return [{"role": "system", "content": text}] if text.strip() and messages[0]["role"] != "system" else []
 
 
 def _reply(value: Any, column: str) -> str:
-    if isinstance(value, list):
-        if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
+    if isinstance(value, list | dict):
+        said = [_message(m, column) for m in (value if isinstance(value, list) else [value])]
+        if [m["role"] for m in said] != ["assistant"]:
             raise BadRow(f"column '{column}' must hold one assistant message")
-        value = value[0].get("content")
+        return said[0]["content"]
     if not isinstance(value, str):
         raise BadRow(f"column '{column}' must be text, found {type(value).__name__}")
     return value
@@ -224,15 +211,18 @@ def _split(value: Any, column: str) -> tuple[list[Message], str]:
     return messages[:-1], messages[-1]["content"]
 
 
-def _after(prompt: list[Message], value: Any, column: str) -> tuple[list[Message], str]:
-    """(what awaits the reply, the reply) from a reply, or from a whole conversation that opens with the prompt."""
+def _after(prompt: list[Message], asked: str, value: Any, column: str) -> tuple[list[Message], str]:
+    """(what awaits the reply, the reply) from a reply, or from a whole conversation that opens with the prompt of
+    column `asked`."""
     if not isinstance(value, list) or len(value) < 2:
         return prompt, _reply(value, column)
     before, reply = _split(value, column)
     # a prompt that is only the first question says nothing of the system message above it
     opening = before if prompt[0]["role"] == "system" else [m for m in before if m["role"] != "system"]
     if opening[: len(prompt)] != prompt:
-        raise BadRow(f"column '{column}' holds a conversation that does not start with the messages of column 'prompt'")
+        raise BadRow(
+            f"column '{column}' holds a conversation that does not start with the messages of column '{asked}'"
+        )
     return before, reply
 
 
@@ -244,53 +234,77 @@ def _instruction(row: dict[str, Any]) -> list[Message]:
     return [{"role": "user", "content": "\n\n".join(p.strip() for p in parts if p.strip())}]
 
 
-def _demonstration(row: dict[str, Any]) -> Demonstration | str:
+def _asked(row: dict[str, Any]) -> tuple[list[Message], str] | None:
+    """What stands before the reply, and in which column; None where no column holds it alone."""
+    if "prompt" in row:
+        return _before(row), "prompt"
+    if "instruction" in row:
+        return _instruction(row), "instruction"
+    if "question" in row:
+        return _messages(row["question"], "question"), "question"
+    return None
+
+
+def _conversation(row: dict[str, Any]) -> str | None:
+    """The column of a whole conversation."""
+    return next((column for column in ("messages", "conversations") if column in row), None)
+
+
+def _found(row: dict[str, Any]) -> BadRow:
+    return BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
+
+
+def _demonstration(row: dict[str, Any]) -> Demonstration:
     if "instruction" in row and "output" in row:
         before, reply = _instruction(row), _reply(row["output"], "output")
-    elif "messages" in row:
-        before, reply = _split(row["messages"], "messages")
+    elif column := _conversation(row):
+        before, reply = _split(row[column], column)
     elif "prompt" in row and "completion" in row:
         before, reply = _before(row), _reply(row["completion"], "completion")
     elif "question" in row and "answer" in row:
         before, reply = _messages(row["question"], "question"), _reply(row["answer"], "answer")
     else:
-        raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
-    return Demonstration(_awaiting(before, row, "prompt"), reply) if reply.strip() else "empty replies"
+        raise _found(row)
+    prompt = _awaiting(before, row, "prompt")
+    if not reply.strip():
+        raise Useless("empty replies")
+    return Demonstration(prompt, reply)
 
 
-def _prompt(row: dict[str, Any]) -> Prompt | str:
-    if "prompt" in row:
-        return _awaiting(_before(row), row, "prompt")
-    if "instruction" in row:
-        return _awaiting(_instruction(row), row, "instruction")
-    if "messages" in row:
-        messages = _messages(row["messages"], "messages")
-        return _awaiting(messages[:-1] if messages[-1]["role"] == "assistant" else messages, row, "messages")
-    if "question" in row and "chosen" not in row:
-        return _awaiting(_messages(row["question"], "question"), row, "question")
-    preference = _preference(row)
-    return preference if isinstance(preference, str) else preference.prompt
+def _prompt(row: dict[str, Any]) -> Prompt:
+    column = None if "prompt" in row or "instruction" in row else _conversation(row)
+    if column:
+        messages = _messages(row[column], column)
+        return _awaiting(messages[:-1] if messages[-1]["role"] == "assistant" else messages, row, column)
+    if asked := _asked(row):
+        return _awaiting(asked[0], row, asked[1])
+    return _preference(row).prompt
 
 
-def _preference(row: dict[str, Any]) -> Preference | str:
+def _preference(row: dict[str, Any]) -> Preference:
     if "chosen" not in row or "rejected" not in row:
-        raise BadRow(f"found columns {', '.join(map(repr, row)) or 'none'}")
-    if "prompt" in row:
-        prompt = _before(row)
-        (before, chosen), (other, rejected) = (_after(prompt, row[side], side) for side in ("chosen", "rejected"))
+        raise _found(row)
+    asked = _asked(row)
+    if asked is None and "conversations" in row:  # ShareGPT's form: the replies stand beside what both answer
+        asked = _messages(row["conversations"], "conversations"), "conversations"
+    if asked:
+        (before, chosen), (other, rejected) = (_after(*asked, row[side], side) for side in ("chosen", "rejected"))
     else:
         (before, chosen), (other, rejected) = (_split(row[side], side) for side in ("chosen", "rejected"))
     if before != other:
-        return "pairs whose conversations differ before the last turn"
+        raise Useless("pairs whose conversations differ before the last turn")
     if chosen.strip() == rejected.strip():
-        return "chosen == rejected"
+        raise Useless(SAME)
+    if not chosen.strip():
+        raise Useless("empty chosen")
+    prompt = _awaiting(before, row, asked[1] if asked else "chosen")
     defaults = {"label": 1.0, "margin": 0.0, "weight": 1.0}
     numbers = {name: _number(row, name, default) for name, default in defaults.items()}
     if not 0 <= numbers["label"] <= 1 or numbers["weight"] < 0:
         raise BadRow("column 'label' must lie in [0, 1] and 'weight' must not be negative")
     stops = {True: "eos", False: "length"}
     return Preference(
-        _awaiting(before, row, "prompt"),
+        prompt,
         Completion(chosen, stops[row.get("chosen_ended") is not False]),  # type: ignore[arg-type]
         Completion(rejected, stops[row.get("rejected_ended") is not False]),  # type: ignore[arg-type]
         rater=str(row.get("rater") or ""),
