@@ -198,7 +198,7 @@ def _use(load: str, policy: bool) -> str:
 
 def _data(stage: Stage) -> str:
     """What a stage read, and what it left out."""
-    files = [Path(str(stage.config[key])).name for key in FILES if stage.config.get(key)]
+    files = [Path(path).name for key in FILES for path, _ in stage.data(key)]
     if not files or stage.phase == "world":
         return ""
     result = stage.results

@@ -23,7 +23,8 @@ from pydantic import Field
 from trueup.config import Config, display, named
 from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
-from trueup.data.readers import read_prompts
+from trueup.data.files import Data
+from trueup.data.prepare import prompts as prepare_prompts
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import exact_kl
 from trueup.engine.sampler import Sampler, Sampling
@@ -48,7 +49,8 @@ class EvaluateConfig(Config):
 
     models: dict[str, str]
     """Name -> folder, in the order of the table."""
-    prompts: str
+    prompts: Data
+    """Each distinct prompt is answered once, whatever its data set's weight."""
     gold: Spec | None = None
     """A known gold score."""
     proxy: Spec | None = None
@@ -73,18 +75,21 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     for name in (config.baseline, config.reference):
         if name not in config.models:
             raise UserError(f"evaluate: '{name}' is not among the models ({', '.join(config.models)})")
-    found = read_prompts(config.prompts)
     chats = {name: Chat.load(path) for name, path in config.models.items()}
     rooms = {name: context_length(path) - 1 for name, path in config.models.items()}
-    distinct = list(dict.fromkeys(found.records))
-    fitting = [p for p in distinct if all(len(c.prompt_ids(p.messages)) <= rooms[n] for n, c in chats.items())]
-    prompts = fitting[: config.limit or None]
+
+    def beyond(prompt: Prompt) -> int:
+        """By how many tokens it is too long for one of the models."""
+        return max(chat.prompt_length(prompt) - rooms[name] for name, chat in chats.items())
+
+    found = prepare_prompts(config.prompts, beyond, 0, seed=config.seed)
+    prompts = list(dict.fromkeys(found.train))[: config.limit or None]
     run.say(
-        f"{found.note()}, {len(distinct)} distinct; {len(distinct) - len(fitting)} beyond a model's context; "
+        f"{found.found.note()}, {len(found.records)} distinct; {found.too_long} beyond a model's context; "
         f"{len(prompts)} are answered"
     )
     if not prompts:
-        raise UserError(f"{config.prompts}: no prompt fits into every model's context")
+        raise UserError(f"{found.names}: no prompt fits into every model's context")
     gold = make_scorer(config.gold, mesh) if config.gold else None
     proxy = make_scorer(config.proxy, mesh) if config.proxy else None
     spec = config.gold if config.gold is not None else config.judge

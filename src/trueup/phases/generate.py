@@ -12,7 +12,8 @@ from pydantic import Field
 
 from trueup.config import Config, display
 from trueup.data.chat import Chat, describe
-from trueup.data.readers import read_prompts
+from trueup.data.files import Data
+from trueup.data.prepare import prompts as prepare_prompts
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.models.load import context_length, load_policy
@@ -28,8 +29,8 @@ class GenerateConfig(Config):
     """Sample completions from a model."""
 
     model: str
-    prompts: str
-    """Prompts; preference and demonstration files serve too."""
+    prompts: Data
+    """Prompts; preference and demonstration files serve too. Several data sets: [a.jsonl, {path: b, weight: 0.5}]."""
     scorer: Spec | None = None
     n: int = Field(1, gt=0)
     """Completions a prompt."""
@@ -45,13 +46,12 @@ class GenerateConfig(Config):
 
 def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
-    found = read_prompts(config.prompts)
     limit = min(config.max_prompt, context_length(config.model) - 1)
-    prompts = [p for p in found.records if len(chat.prompt_ids(p.messages)) <= limit]
-    run.say(f"{found.note()}; {len(found) - len(prompts)} over {limit} tokens")
-    if not prompts:
-        raise UserError(f"{config.prompts}: every prompt has more than {limit} tokens (max_prompt, or the context)")
-    prompts = prompts[: config.limit or None]
+    found = prepare_prompts(config.prompts, chat.prompt_length, limit, seed=config.seed, distinct=False)
+    run.say(f"{found.found.note()}; {found.counted()}")
+    if not found.train:
+        raise UserError(f"{found.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
+    prompts = found.train[: config.limit or None]
     sampler = Sampler.speaking(chat, load_policy(config.model, device=mesh.device), mesh)
     scorer = make_scorer(config.scorer, mesh) if config.scorer else None
 
@@ -88,7 +88,7 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     return {
         "prompts": len(prompts),
         "completions": len(answers),
-        "too_long": len(found) - len(prompts),
+        **found.results(),
         "end_rate": sum(a["stop"] != "length" for a in answers) / len(answers),
         "length": sum(len(a["ids"]) for a in answers) / len(answers),
     }

@@ -24,7 +24,8 @@ from pydantic import Field
 from trueup.config import Config, display
 from trueup.data.batches import Batch, Order, completion_batch
 from trueup.data.chat import Chat
-from trueup.data.readers import read_prompts, split_by_prompt
+from trueup.data.files import Data
+from trueup.data.prepare import prompts as prepare_prompts
 from trueup.engine.fit import load_state, state_writer
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
@@ -75,8 +76,9 @@ class PPOConfig(Config):
     scorer: Spec
     """What is optimized: a reward model's folder, `module:function`, an `http://` address, or a weighted sum
     {scorer: weight}."""
-    prompts: str
-    """Prompts to answer; preference and demonstration files serve too."""
+    prompts: Data
+    """Prompts to answer; preference and demonstration files serve too. Several data sets: [a.jsonl, {path: b, weight:
+    0.5}]."""
     reference: str | None = None
     """The policy that the KL penalty holds on to; the start where none is named."""
     critic: str | None = None
@@ -155,15 +157,12 @@ class Players:
 def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     refuse(config)
     chat = Chat.load(config.model)
-    found = read_prompts(config.prompts)
     limit = min(config.max_prompt, context_length(config.model) - 1)
-    distinct = list(dict.fromkeys(found.records))
-    prompts = [p for p in distinct if len(chat.prompt_ids(p.messages)) <= limit]
-    train, held = split_by_prompt(prompts, config.held_out, lambda p: p)
-    counted = f"{len(held)} held out, {len(distinct) - len(prompts)} over {limit} tokens"
-    run.say(f"{found.note()}; {len(train)} distinct prompts to train on, {counted}")
+    found = prepare_prompts(config.prompts, chat.prompt_length, limit, seed=config.seed, held_out=config.held_out)
+    train, held = found.train, found.held
+    run.say(f"{found.found.note()}; {len(train)} distinct prompts to train on, {found.counted()}")
     if not train:
-        raise UserError(f"{config.prompts}: no prompt is left to train on ({counted})")
+        raise UserError(f"{found.names}: no prompt is left to train on ({found.counted()})")
 
     players = gather_players(config, mesh, chat)
     kl = AdaptiveKL(

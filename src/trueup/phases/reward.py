@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,8 @@ from pydantic import Field
 from trueup.config import Config, display
 from trueup.data.batches import Batch, pair_batch, rectangle
 from trueup.data.chat import Chat, describe
-from trueup.data.readers import read_preferences, select_by_prompt, split_by_prompt
+from trueup.data.files import Data
+from trueup.data.prepare import Pair, comparisons, longer_wins
 from trueup.engine.fit import Training, fit
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
@@ -38,7 +38,7 @@ from trueup.records import Preference, UserError
 from trueup.run import Run
 
 WHAT = "learns a score from the comparisons: PPO needs a number for every answer, and raters cannot give them all"
-VERSION = 2
+VERSION = 3
 
 
 class RewardConfig(Config):
@@ -46,8 +46,9 @@ class RewardConfig(Config):
 
     model: str
     """The SFT model it starts from: a folder or Hub name."""
-    data: str
-    """Comparisons: `prompt, chosen, rejected`; `label`, `margin`, `weight`, `category` are used where they are."""
+    data: Data
+    """Comparisons: `prompt, chosen, rejected`; `label`, `margin`, `weight`, `category` are used where they are. Several
+    data sets: [a.jsonl, {path: b, weight: 0.5}]."""
     part: tuple[float, float] = (0.0, 1.0)
     """Only the prompts in this part of [0, 1): a reward model on (0.7, 1) can judge a policy trained against one on
     (0, 0.7), since they share no prompt."""
@@ -69,15 +70,6 @@ class RewardConfig(Config):
     """Held-out pairs shown with their scores."""
 
 
-@dataclass
-class Pair:
-    """A preference as tokens: prompt + reply (+ end token unless cut), chosen and rejected."""
-
-    chosen: list[int]
-    rejected: list[int]
-    preference: Preference
-
-
 def pair_loss(outputs: Batch, batch: Batch, *, center: float) -> Losses:
     """Bradley-Terry loss [B] of scores [B, 2], chosen first; and the centring penalty."""
     chosen, rejected = outputs["scores"].unbind(1)
@@ -87,21 +79,20 @@ def pair_loss(outputs: Batch, batch: Batch, *, center: float) -> Losses:
 
 def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
-    found = read_preferences(config.data)
-    records = select_by_prompt(found.records, config.part, lambda p: p.prompt)
-    parts = split_by_prompt(records, config.held_out, lambda p: p.prompt)
     limit = min(config.max_length, context_length(config.model))
-    rows, valid = ([p for p in map(partial(encode, chat), part) if longest(p) <= limit] for part in parts)
-    dropped = len(records) - len(rows) - len(valid)
+    found = comparisons(chat, config.data, limit, seed=config.seed, held_out=config.held_out, part=config.part)
+    records, rows, valid = found.records, found.train, found.held
     run.say(
-        f"{found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, "
-        f"{len(valid)} held out, {dropped} over {limit} tokens"
+        f"{found.found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, "
+        f"{found.counted()}"
     )
     if not records:
-        raise UserError(f"{config.data}: no prompt falls into part {config.part[0]:g} to {config.part[1]:g}")
+        raise UserError(f"{found.names}: no prompt falls into part {config.part[0]:g} to {config.part[1]:g}")
     if not rows:
         raise UserError(
-            f"{config.data}: every pair has a row with more than {limit} tokens (max_length, or the model's context)"
+            f"{found.names}: every pair has a row with more than {limit} tokens (max_length, or the model's context)"
+            if found.too_long == len(records)
+            else f"{found.names}: no pair is left to train on ({found.counted()})"
         )
 
     models = models_of(config.model, config.lora, precision=config.train.precision, device=mesh.device)
@@ -132,17 +123,7 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             f"held-out accuracy {report['accuracy']:.3f}; longer wins {report['longer_wins']:.3f}"
             + (f"; ceiling set by the raters' noise {report['ceiling']:.3f}" if report["ceiling"] else "")
         )
-    return {**results, "dropped": dict(found.dropped), "too_long": dropped, "normalization": normalization, **report}
-
-
-def encode(chat: Chat, p: Preference) -> Pair:
-    prompt = chat.prompt_ids(p.prompt.messages)
-    chosen, rejected = (prompt + chat.reply_ids(c.text, c.ended) for c in (p.chosen, p.rejected))
-    return Pair(chosen, rejected, p)
-
-
-def longest(pair: Pair) -> int:
-    return max(len(pair.chosen), len(pair.rejected))
+    return {**results, **found.results(), "normalization": normalization, **report}
 
 
 def batch_of(pairs: Sequence[Pair], pad_id: int) -> Batch:
@@ -203,7 +184,6 @@ def evaluate(
     """Accuracy whole, by category and by margin; calibration; the baseline and the ceiling it lies between."""
     gap = scores[:, 0] - scores[:, 1]
     label = torch.tensor([p.preference.label for p in pairs], dtype=torch.float64)
-    longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
     sure = torch.sigmoid(gap.abs())
     outcome = torch.where(gap >= 0, label, 1 - label)
     ece, table = expected_calibration_error(sure, outcome, bins=10)
@@ -213,7 +193,7 @@ def evaluate(
     agreement = rater_agreement(everything)
     return {
         "accuracy": right(gap, label),
-        "longer_wins": right(longer, label) + float((longer == 0).double().mean()) / 2,  # of equal length: a toss
+        "longer_wins": longer_wins(pairs),
         "agreement": agreement,
         "ceiling": ceiling(agreement),
         "pairs": len(pairs),

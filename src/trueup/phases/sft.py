@@ -7,6 +7,7 @@ that they stop. Not in it: any judgement of what is good; it imitates the good a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from pydantic import Field
 from trueup.config import Config, display
 from trueup.data.batches import Batch, text_batch
 from trueup.data.chat import Chat, Encoded, describe
-from trueup.data.readers import read_demonstrations, split_by_prompt
+from trueup.data.files import Data
+from trueup.data.prepare import demonstrations
 from trueup.engine.fit import Training, fit, masked_sum
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
@@ -28,7 +30,7 @@ from trueup.records import Demonstration, UserError
 from trueup.run import Run
 
 WHAT = "imitates demonstrations: a base model only goes on with text, it must learn to answer and to stop"
-VERSION = 1
+VERSION = 2
 
 
 class SFTConfig(Config):
@@ -36,8 +38,9 @@ class SFTConfig(Config):
 
     model: str
     """The base model: a folder or Hub name."""
-    data: str
-    """Demonstrations: `messages`, or `prompt` and `completion`."""
+    data: Data
+    """Demonstrations: `messages`, or `prompt` and `completion`. Several data sets: [a.jsonl, {path: b, weight: 0.5}]
+    """
     seed: int = 0
     max_length: int = Field(1024, gt=1)
     """Rows with more tokens, or more than the model's context holds, are dropped, and counted."""
@@ -59,17 +62,20 @@ def sft_loss(outputs: Batch, batch: Batch) -> Losses:
 
 def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
-    found = read_demonstrations(config.data)
-    train, held = split_by_prompt(found.records, config.held_out, lambda d: d.prompt)
     limit = min(config.max_length, context_length(config.model))
-    rows, valid = (encode_all(chat, part, limit) for part in (train, held))
-    dropped = len(train) + len(held) - len(rows) - len(valid)
+    found = demonstrations(chat, config.data, limit, seed=config.seed, held_out=config.held_out)
+    rows, valid = found.train, found.held
     run.say(
-        f"{found.note()}; {len(rows)} to train on, {len(valid)} held out, {dropped} over {limit} tokens"
-        + (f", {chat.last_turn_only} with only their last turn" if chat.last_turn_only else "")
+        f"{found.found.note()}; {len(rows)} to train on, {found.counted()}"
+        + (f"; {chat.last_turn_only} with only their last turn" if chat.last_turn_only else "")
+        + (f"; {chat.rewritten} whose reply the template rewrites" if chat.rewritten else "")
     )
     if not rows:
-        raise UserError(f"{config.data}: every row has more than {limit} tokens (max_length, or the model's context)")
+        raise UserError(
+            f"{found.names}: every row has more than {limit} tokens (max_length, or the model's context)"
+            if found.too_long == len(found.records)
+            else f"{found.names}: no row is left to train on ({found.counted()})"
+        )
 
     models = models_of(config.model, config.lora, precision=config.train.precision, device=mesh.device)
     model = models.policy(config.seed)
@@ -89,18 +95,12 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     run.write("final", partial(save_checked, model, chat=chat))
     return {
         **results,
-        "dropped": dict(found.dropped),
-        "too_long": dropped,
-        **sample(config, run, mesh, model, chat, held or train, results["steps"]),
+        **found.results(),
+        **sample(config, run, mesh, model, chat, [row.demonstration for row in valid or rows], results["steps"]),
     }
 
 
-def encode_all(chat: Chat, demonstrations: list[Demonstration], longest: int) -> list[Encoded]:
-    encoded = [chat.encode(d) for d in demonstrations]
-    return [row for row in encoded if len(row.ids) <= longest]
-
-
-def validate(rows: list[Encoded], chat: Chat, learner: Learner) -> dict[str, float]:
+def validate(rows: Sequence[Encoded], chat: Chat, learner: Learner) -> dict[str, float]:
     """Held-out loss in nats per token."""
     batch = text_batch(rows, chat.pad_id)
     total = masked_sum(learner.forward(batch)["logprobs"], batch["mask"])

@@ -146,10 +146,10 @@ def _evaluated(out: Headline, run: RunData, stage: Stage) -> None:
     baseline = str(results.get("baseline", ""))
     others = [n for n in models if n != baseline]
     prompts = results.get("prompts")
-    trained_on = {s.config.get(k) for s in run.stages if s.phase in TRAINED for k in ("prompts", "data")} - {None}
+    trained_on = {d for s in run.stages if s.phase in TRAINED for k in ("prompts", "data") for d in s.data(k)}
     kind = (
         "prompts (not held out: training used this file)"
-        if stage.config.get("prompts") in trained_on
+        if trained_on & set(stage.data("prompts"))
         else "held-out prompts"
     )
     on = f"on {num(prompts, 0)} {kind}" if isinstance(prompts, int) else f"on {kind}"

@@ -39,6 +39,17 @@ class Stage:
         points = [(row["step"], row[name]) for row in self.metrics if finite(row.get(name)) and finite(row.get("step"))]
         return [float(s) for s, _ in points], [float(v) for _, v in points]
 
+    def data(self, key: str) -> list[tuple[str, str]]:
+        """(path, the part of it) of each data set that a key names: one path, or several with their weights."""
+        value = self.config.get(key)
+        listed = value if isinstance(value, list) else [value] if value else []
+        return [
+            (str(d.get("path")), " ".join(str(d.get(k) or "") for k in ("name", "data_dir", "split")))
+            if isinstance(d, Mapping)
+            else (str(d), "  train")
+            for d in listed
+        ]
+
     def names(self) -> list[str]:
         """The metrics that have at least one finite value, in the order of their first appearance."""
         seen = {k: None for row in self.metrics for k, v in row.items() if k != "step" and finite(v)}
