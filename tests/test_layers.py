@@ -28,8 +28,9 @@ MAY = {
     "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
+    "check": GROUND | {"data", "models", "phases"},
     "recipe": GROUND | {"engine", "world"},
-    "cli": {*GROUND, "recipe", "report", "chat", "export", "world", "engine"},
+    "cli": {*GROUND, "recipe", "report", "chat", "export", "check", "data", "world", "engine"},
 }
 
 

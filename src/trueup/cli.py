@@ -22,6 +22,8 @@ world_app = typer.Typer(
     no_args_is_help=True, help="The built-in world: tasks with a known gold score, and a small base model."
 )
 app.add_typer(world_app, name="world")
+data_app = typer.Typer(no_args_is_help=True, help="Data, looked at before anything is trained on it.")
+app.add_typer(data_app, name="data")
 
 Keys = Annotated[
     list[str] | None,
@@ -206,6 +208,28 @@ def _print_keys(cls: Any, values: Any, prefix: str, console: Any) -> None:
             console.print(f"{prefix}{name} = {shown}", markup=False, style="bold")
             if field.description:
                 console.print(f"    {' '.join(field.description.split())}", markup=False)
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder, a Hub name; or [a, {path: b, ...}].")],
+    model: Annotated[str, typer.Option(help="The model whose tokenizer, template and context count.")],
+    kind: Annotated[
+        str | None, typer.Option("--as", help="demonstrations, comparisons or prompts; found out where not said.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that a row may have.")] = None,
+    held_out: Annotated[float, typer.Option(min=0, max=0.99, help="Share of the prompts to hold out.")] = 0.0,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to show token by token.")] = 3,
+) -> None:
+    """What the data holds, what would be dropped and why, and what the model sees of it."""
+    if kind not in (None, "demonstrations", "comparisons", "prompts"):
+        raise UserError(f"--as '{kind}': expected demonstrations, comparisons or prompts")
+    from trueup.check import check
+    from trueup.config import scalar
+    from trueup.data.files import sources
+
+    given = scalar(data) if data.startswith(("[", "{")) else data
+    check(tuple(sources(given)), model, kind=kind, longest=max_length, held_out=held_out, rows=rows)  # type: ignore[arg-type]
 
 
 @world_app.command("export")
