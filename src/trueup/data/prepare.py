@@ -42,7 +42,7 @@ class Pair:
     chosen: list[int]
     rejected: list[int]
     preference: Preference
-    prompt: int
+    prompt: int = 0
     """How many tokens of both are the prompt's."""
 
 
@@ -93,7 +93,7 @@ def demonstrations(
         encoded = chat.encode(record)
         return Example(encoded.ids, encoded.mask, record)
 
-    return _prepare(
+    return prepare(
         data, read_demonstrations, lambda d: d.prompt, encode, lambda e: len(e.ids), limit, seed=seed, held_out=held_out
     )
 
@@ -108,7 +108,7 @@ def comparisons(
     part: tuple[float, float] = (0.0, 1.0),
 ) -> Prepared[Preference, Pair]:
     """Pairs of which both rows have at most `limit` tokens, of prompts in `part` of [0, 1)."""
-    return _prepare(
+    return prepare(
         data,
         read_preferences,
         lambda p: p.prompt,
@@ -131,7 +131,7 @@ def prompts(
     distinct: bool = True,
 ) -> Prepared[Prompt, Prompt]:
     """Prompts of at most `limit` tokens by `length`, each once where `distinct`: in the first data set that has it."""
-    return _prepare(
+    return prepare(
         data, read_prompts, lambda p: p, lambda p: p, length, limit, seed=seed, held_out=held_out, distinct=distinct
     )
 
@@ -154,7 +154,7 @@ def longer_wins(pairs: Sequence[Pair]) -> float:
     return sum(won) / len(won)
 
 
-def _prepare(
+def prepare(
     data: Data,
     read: Callable[[Source], Rows[R]],
     prompt: Callable[[R], Prompt],
@@ -167,6 +167,8 @@ def _prepare(
     part: tuple[float, float] = (0.0, 1.0),
     distinct: bool = False,
 ) -> Prepared[R, T]:
+    """What all of them do: `read` a data set, `encode` its records, keep what has `limit` tokens by `length`, hold out
+    by `prompt`. `distinct` is for records that are prompts."""
     listed = sources(data)
     out: Prepared[R, T] = Prepared(", ".join(source.label for source in listed), limit)
     parts: list[list[T]] = []
