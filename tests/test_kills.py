@@ -22,7 +22,7 @@ STAGES = {
         "model": "sft/final",
         "data": "pairs.jsonl",
         "sampling": {"max_tokens": 20},
-        "train": {"epochs": 3, "batch": 8, "save_every": 5},
+        "train": {"epochs": 3, "batch": 8, "save_every": 5, "keep": {"share": 1}},
     },
     "ppo": {**PPO, "steps": 12},
     "lora": {**PPO, "phase": "ppo", "steps": 12, "lora": {"r": 4}},

@@ -15,7 +15,7 @@ GROUND = {"records", "config", "run"}
 MAY = {
     "records": set(),
     "config": {"records"},
-    "run": {"records"},
+    "run": {"records", "config"},
     "math": set(),
     "data": GROUND,
     "models": GROUND | {"math", "data"},

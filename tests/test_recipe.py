@@ -22,7 +22,7 @@ SFT = {
     "model": "base",
     "data": "demos.jsonl",
     "sampling": {"max_tokens": 20},
-    "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}, "save_every": 3},
+    "train": {"epochs": 1, "batch": 16, "optim": {"lr": 3e-3}, "save_every": 3, "keep": {"share": 1}},
 }
 PPO = {
     "phase": "ppo",
@@ -33,6 +33,7 @@ PPO = {
     "steps": 8,
     "sampling": {"max_tokens": 20},
     "save_every": 2,
+    "keep": {"share": 1},
     "adaptive_kl": {"target": 1.0, "horizon": 100},
     "held_out": 0.2,
     "validate_every": 3,
@@ -115,12 +116,14 @@ def test_a_name_is_keyed_as_written_and_a_path_by_its_contents(toy, tmp_path, mo
     assert keys()["sft"] != before["sft"]
 
 
-def start(folder: Path, stage: str, keys: dict, name: str) -> subprocess.Popen[str]:
-    """A recipe of one stage, run by the command line in a process of its own."""
+def start(folder: Path, stage: str, keys: dict, name: str, largest: int | None = None) -> subprocess.Popen[str]:
+    """A recipe of one stage, run by the command line alone, which may write files of `largest` KiB."""
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps({"name": name, "device": "cpu", "stages": {stage: keys}}))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     command = [sys.executable, "-m", "trueup", "run", path.name]
+    if largest:
+        command = ["bash", "-c", f'ulimit -f {largest}; exec "$@"', "bash", *command]
     return subprocess.Popen(
         command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )

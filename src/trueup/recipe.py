@@ -13,10 +13,12 @@ changed key is a new folder; the code's version is recorded, never keyed. Compos
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueup.config import Config, key_fields, numbers, override, parse, read_yaml
 from trueup.records import UserError, write_json
-from trueup.run import Run, console, now, versions
+from trueup.run import Run, console, no_room, now, versions
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -260,10 +262,13 @@ def run_stage(stage: Stage, mesh: Mesh) -> None:
         began = time.monotonic()
         try:
             results = stage.module.run_phase(stage.config, run, mesh)
-        except BaseException:
+        except BaseException as error:
             if mesh.is_main:
                 record["seconds"] += time.monotonic() - began
-                write_json(stage.folder / "manifest.json", {**record, "status": "stopped"})
+                with contextlib.suppress(OSError):  # on a full disk the record stays as it was, "running"
+                    write_json(stage.folder / "manifest.json", {**record, "status": "stopped"})
+            if number := no_room(error):
+                raise UserError(f"{stage.folder}: {os.strerror(number)}; {run.stands()}") from None
             raise
         record["seconds"] += time.monotonic() - began
         run.results(results)

@@ -151,8 +151,12 @@ def write_text(path: Path, text: str) -> None:
     """Atomic: a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
     sync(path.parent)
 

@@ -5,19 +5,22 @@
     checkpoint-N/   state after N steps          results.json   closing figures        final/  what it made
     journal-X.jsonl answers as they came, of a stage whose state is its answers
 
-A run replays from its last checkpoint: `resume` cuts metrics and samples back to it, so that nothing is counted
-twice. Directories appear whole (written under a temporary name, then renamed), and what a checkpoint counts on is on
-the disk before it. A run is locked while it is written.
+A checkpoint is only to go on from; what others load is `final/` and `best/`. `Keep` says which ones stay. A run replays
+from its last checkpoint: `resume` cuts metrics and samples back to it, so that nothing is counted twice. Directories
+appear whole (written under a temporary name, then renamed), and what a checkpoint counts on is on the disk before it. A
+run is locked while it is written.
 Under several processes only the main one writes; the others read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,16 +31,37 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import trueup
+from trueup.config import Config
 from trueup.records import UserError, sync, write_json, write_jsonl
 
 Answer = Callable[[range], list[dict[str, Any]]]
 LOGS = ("metrics.jsonl", "samples.jsonl")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOGS_NEED = 16 << 20
+"""Bytes that must be free before any stage: its logs, samples and records."""
+DISK_SPEED = 500e6
+"""Bytes a second: what a first checkpoint is thought to cost. Of later ones it is known."""
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+
+class Keep(Config):
+    """Which checkpoints stay, and what they may cost. Nothing here changes a result: from whichever checkpoint a run
+    goes on, it ends in the same."""
+
+    last: int = Field(1, ge=1)
+    """So many of the newest."""
+    best: bool = False
+    """Also the one after the best validation so far, where `share` let it be written then."""
+    every: int = Field(0, ge=0)
+    """Also the first at or after each multiple of so many steps; 0 keeps none."""
+    share: float = Field(0.02, gt=0, le=1)
+    """At most this share of the time goes into writing checkpoints: one that would pass it waits. 1: never wait."""
 
 
 class Run:
@@ -46,8 +70,13 @@ class Run:
     def __init__(self, folder: Path, *, name: str, main: bool = True) -> None:
         self.folder, self.name, self.main = folder, name, main
         self.live: dict[str, float] = {}
+        self.keep = Keep(share=1)
         self._lock: IO[str] | None = None
         self._start = 0
+        self._waiting = False  # a checkpoint is due, but `keep.share` did not allow it yet
+        self._began, self._writing = time.monotonic(), 0.0
+        self._cost: float | None = None
+        self._state = self._model = 0  # bytes, where `reserve` was told
 
     def __enter__(self) -> Run:
         if self.main:
@@ -103,18 +132,68 @@ class Run:
                 yield step
                 advance("  ".join(f"{k} {self.live[k]:.3g}" for k in watch if k in self.live))
 
-    def checkpoint(self, done: int, save: Callable[[Path], object]) -> None:
-        """Write `checkpoint-{done}` (the state after `done` steps) whole, then drop the older ones. The logs go to the
-        disk first: a checkpoint never knows of steps that they lack."""
+    def reserve(self, keep: Keep, *, state: int, model: int) -> None:
+        """Before the work: how checkpoints are kept, and the bytes of one and of a written model. Raises UserError
+        where the disk cannot hold what the stage will write: the checkpoints, one of them twice for a moment, the best
+        model and the last one."""
+        self.keep, self._state, self._model = keep, state, model
+        if self.main:
+            have = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+            self._room((keep.last + 1) * state + 2 * model + LOGS_NEED - have, f"stage '{self.name}'")
+
+    def checkpoint(self, done: int, save: Callable[[Path], object], *, every: int = 1, best: bool = False) -> None:
+        """Called after each step. Where one is due (every so many steps, or by `keep`) and may cost the time, writes
+        `checkpoint-{done}` (the state after `done` steps) whole, then drops those that `keep` does not name. `best`:
+        this state has the best validation so far. The logs go to the disk first: a checkpoint never knows of steps
+        that they lack."""
         if not self.main:
             return
+        keep, began = self.keep, time.monotonic()
+        self._waiting |= done % every == 0 or (best and keep.best) or (keep.every > 0 and done % keep.every == 0)
+        cost = self._state / DISK_SPEED if self._cost is None else self._cost
+        if not self._waiting or (keep.share < 1 and self._writing + cost > keep.share * (began - self._began)):
+            return
+        self._waiting = False
+        self._room(self._state, f"checkpoint-{done}")
         for name in LOGS:
             if (self.folder / name).exists():
                 sync(self.folder / name)
-        write_folder(self.folder / f"checkpoint-{done}", save)
-        for step, folder in self._checkpoints():
-            if step < done:
+
+        def marked(folder: Path) -> None:
+            save(folder)
+            if best and keep.best:
+                (folder / "best").touch()
+
+        write_folder(self.folder / f"checkpoint-{done}", marked)
+        found = self._checkpoints()
+        for _, folder in found[: -keep.last]:
+            if folder not in self._kept():
                 shutil.rmtree(folder)
+        self._cost = time.monotonic() - began
+        self._writing += self._cost
+
+    def _kept(self) -> list[Path]:
+        """The checkpoints that stay however old they are, also when the stage is done: the best one, and the first of
+        each `keep.every` steps."""
+        found = self._checkpoints()
+        best = [folder for _, folder in found if (folder / "best").exists()][-1:]
+        first: dict[int, Path] = {}
+        for step, folder in found if self.keep.every else []:
+            first.setdefault(step // self.keep.every, folder)
+        return best + [folder for part, folder in first.items() if part]
+
+    def _room(self, need: int, what: str) -> None:
+        """Raises UserError where the disk has no `need` bytes left for `what`."""
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise UserError(
+                f"{self.folder}: {what} needs {size(need)} on the disk, {size(free)} are free; {self.stands()}"
+            )
+
+    def stands(self) -> str:
+        """What a run that stops here can go on from."""
+        found = self._checkpoints()
+        return f"{found[-1][1].name} is kept, and the same command goes on from it" if found else "no checkpoint yet"
 
     def resume(self) -> Path | None:
         """The last whole checkpoint, if any; metrics and samples are cut back to it."""
@@ -152,18 +231,20 @@ class Run:
         return sorted((int(p.name.partition("-")[2]), p) for p in folders)
 
     def clear_checkpoints(self) -> None:
-        """A stage that is done needs no state to go on from."""
+        """A stage that is done needs no state to go on from; what `keep` names beside the last ones stays."""
         if self.main:
             for _, folder in self._checkpoints():
-                shutil.rmtree(folder)
+                if folder not in self._kept():
+                    shutil.rmtree(folder)
             for journal in self.folder.glob("journal-*.jsonl"):
                 journal.unlink()
 
     # outputs
 
     def write(self, name: str, save: Callable[[Path], object]) -> Path:
-        """A folder of this run, written whole by `save(temporary_folder)`."""
+        """A model's folder in this run, written whole by `save(temporary_folder)`."""
         if self.main:
+            self._room(self._model, name)
             write_folder(self.folder / name, save)
         return self.folder / name
 
@@ -196,14 +277,37 @@ def write_folder(target: Path, save: Callable[[Path], object]) -> None:
     recover(target)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save(temporary)
-    for path in (*temporary.rglob("*"), temporary):
-        sync(path)
+    try:
+        save(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if number := no_room(error):
+            raise OSError(number, os.strerror(number), str(target)) from None
+        raise
     if target.exists():
         os.rename(target, aside)
     os.rename(temporary, target)
     sync(target.parent)
     recover(target)
+
+
+def no_room(error: BaseException | None) -> int | None:
+    """The system's number where an error came from a disk, a quota or a file that is full: also under what torch
+    raises over it, and in the text of safetensors, which says `os error 28`."""
+    while error is not None:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if number in NO_ROOM:
+            return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def size(count: float) -> str:
+    """1.2 GB, 340 MB, 0.5 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.{0 if count >= 1e7 else 1}f} MB"
 
 
 def recover(target: Path) -> None:

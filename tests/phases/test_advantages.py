@@ -112,7 +112,8 @@ def test_interrupted_it_goes_on_with_its_baseline(toy):
         "        raise KeyboardInterrupt\n"
         "    return [3.0 + ('blue' in c.text) for c in completions]\n"
     )
-    keys = {**KEYS, "scorer": "stoprules:blue", "advantage": "reinforce", "kl_in": "loss", "steps": 7, "save_every": 2}
+    keys = {**KEYS, "scorer": "stoprules:blue", "advantage": "reinforce", "kl_in": "loss", "steps": 7}
+    keys |= {"save_every": 2, "keep": {"share": 1}}
     whole = run(toy, {"cut": keys}, name="whole-baseline")["cut"]
     (toy / "stop").touch()
     with pytest.raises(KeyboardInterrupt):

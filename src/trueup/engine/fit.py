@@ -20,7 +20,7 @@ from trueup.data.batches import Batch, Order
 from trueup.engine.learner import Learner, LossFn, Optim
 from trueup.engine.mesh import Mesh
 from trueup.models.net import Net, Precision
-from trueup.run import Best, Run
+from trueup.run import Best, Keep, Run
 
 T = TypeVar("T")
 
@@ -41,6 +41,8 @@ class Training(Config):
     """Stop after so many validations without a better one; 0 never stops early."""
     save_every: int = display(50, gt=0)
     """Steps between checkpoints to go on from."""
+    keep: Keep = display(Keep())
+    """Which of them stay, and how much of the time they may take."""
 
 
 def fit(
@@ -66,6 +68,7 @@ def fit(
     steps = order.steps(config.epochs)
     every = max(1, round(config.validate_every * len(rows) / config.batch))
     learner = Learner(net, config.optim, mesh, steps=steps, precision=config.precision)
+    run.reserve(config.keep, state=state_bytes(learner), model=model_bytes(net))
     best = Best(run, patience=config.patience)
     if folder := run.resume():
         best.load_state(load_state(folder, learner=learner)["best"])
@@ -75,14 +78,15 @@ def fit(
         batch = make_batch([rows[i] for i in order.at(step)])
         metrics = {**learner.forward_backward(batch, loss_fn), **learner.step()}
         metrics |= {"tokens": int(batch["lengths"].sum()), "seconds": time.monotonic() - began}
-        last = step + 1 == steps
+        last, better = step + 1 == steps, False
         if validate and ((step + 1) % every == 0 or last):
             figures = dict(validate(learner))
-            best.offer(step, figures["validation_loss"], save)
+            better = best.offer(step, figures["validation_loss"], save)
             metrics |= figures
         run.log(step, **metrics)
-        if (step + 1) % config.save_every == 0 and not last:
-            run.checkpoint(step + 1, state_writer({"learner": learner}, best=best.state()))
+        if not last:
+            state = state_writer({"learner": learner}, best=best.state())
+            run.checkpoint(step + 1, state, every=config.save_every, best=better)
         if best.stop:
             run.say(f"stopped early: no better validation loss since step {best.step}")
             break
@@ -94,7 +98,23 @@ def fit(
 
 def state_writer(parts: Mapping[str, Any], **extra: Any) -> Callable[[Path], object]:
     """A writer of `state.pt`: each part's `state()`, and what else must come back on resume."""
-    return lambda folder: torch.save({**{k: p.state() for k, p in parts.items()}, "extra": extra}, folder / "state.pt")
+
+    def write(folder: Path) -> None:
+        with open(folder / "state.pt", "wb") as file:  # to a path torch writes by itself, and hides the system's reason
+            torch.save({**{k: p.state() for k, p in parts.items()}, "extra": extra}, file)
+
+    return write
+
+
+def state_bytes(*learners: Learner | None) -> int:
+    """What a checkpoint takes on the disk: master and Adam's two means of all that learns."""
+    parameters = [p for one in learners if one for p in one.net.parameters() if p.requires_grad]
+    return sum(3 * p.numel() * p.element_size() for p in parameters)
+
+
+def model_bytes(net: Net) -> int:
+    """What its folder takes on the disk, merged."""
+    return sum(p.numel() * p.element_size() for p in net.parameters())
 
 
 def load_state(folder: Path, **parts: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from trueup.data.batches import Batch, Order, completion_batch
 from trueup.data.chat import Chat
 from trueup.data.files import Data
 from trueup.data.prepare import prompts as prepare_prompts
-from trueup.engine.fit import load_state, state_writer
+from trueup.engine.fit import load_state, model_bytes, state_bytes, state_writer
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
 from trueup.engine.rollout import Clock, Rollout, describe_rollout, end_rate, findings, samples
@@ -52,7 +52,7 @@ from trueup.models.lora import Lora
 from trueup.models.net import Net, Precision
 from trueup.models.roles import Models, load_reward, load_weights, models_of, save_checked, save_weights
 from trueup.records import Completion, Prompt, Scorer, UserError
-from trueup.run import Best, Run, peak_memory
+from trueup.run import Best, Keep, Run, peak_memory
 from trueup.scorers import Spec, make_scorer, reward_model_in
 
 WHAT = "moves the policy towards higher scores, held near its start by a KL penalty: far away the score means nothing"
@@ -132,6 +132,9 @@ class PPOConfig(Config):
     patience: int = Field(0, ge=0)
     """Stop after so many validations without a better one; 0 never stops early."""
     save_every: int = display(10, gt=0)
+    """Steps between checkpoints to go on from."""
+    keep: Keep = display(Keep())
+    """Which of them stay, and how much of the time they may take."""
     show: int = display(3, ge=0)
     """Samples written a step."""
     say_every: int = display(10, gt=0)
@@ -169,6 +172,8 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         config.kl_coef,
         *((config.adaptive_kl.target, config.adaptive_kl.horizon) if config.adaptive_kl else (1.0, float("inf"))),
     )
+    model = sum(model_bytes(one.net) for one in (players.policy, players.critic) if one)
+    run.reserve(config.keep, state=state_bytes(players.policy, players.critic), model=model)
     best = Best(run, patience=config.patience)
     parts = {"policy": players.policy, "critic": players.critic, "kl": kl, "baseline": players.baseline}
     state = {name: part for name, part in parts.items() if part is not None}
@@ -192,18 +197,18 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         if players.baseline.value is not None:
             metrics["baseline"] = players.baseline.value
         kl.update(metrics["kl"], config.batch)
+        better = False
         if held and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
             metrics["validation"] = validate(config, players, held)
-            best.offer(step, -metrics["validation"], partial(save_learners, players))
+            better = best.offer(step, -metrics["validation"], partial(save_learners, players))
         run.log(step, **metrics)
         rows = samples(rollout, config.show, metrics["kl_coef"])
         run.show(step, rows)
         if rows and step % config.say_every == 0:
             run.say("{prompt!r} -> {completion!r}  score {score:.2f}  KL {kl:.2f}  total {total:.2f}".format(**rows[0]))
-        if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-            run.checkpoint(
-                step + 1, state_writer(state, best=best.state(), missing_eos_score=players.missing_eos_score)
-            )
+        if step + 1 < config.steps:
+            writer = state_writer(state, best=best.state(), missing_eos_score=players.missing_eos_score)
+            run.checkpoint(step + 1, writer, every=config.save_every, best=better)
         if best.stop:
             run.say(f"stopped early: nothing better on held-out prompts since step {best.step}")
             break
