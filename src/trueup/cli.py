@@ -309,9 +309,6 @@ def main() -> None:
     except UserError as error:
         print(f"trueup: {error}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:
-        print(f"trueup: {error}; nothing was written after it, the last checkpoint is kept", file=sys.stderr)
-        sys.exit(1)
     except RuntimeError as error:
         ppo = sys.modules.get("trueup.phases.ppo")  # where it is not loaded it raised nothing, and it would load torch
         if ppo is None or not isinstance(error, ppo.CheckFailed):

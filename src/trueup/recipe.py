@@ -267,6 +267,8 @@ def run_stage(stage: Stage, mesh: Mesh) -> None:
                 record["seconds"] += time.monotonic() - began
                 with contextlib.suppress(OSError):  # on a full disk the record stays as it was, "running"
                     write_json(stage.folder / "manifest.json", {**record, "status": "stopped"})
+            if isinstance(error, FloatingPointError):
+                raise UserError(f"stage '{stage.name}', step {run.step}: {error}; {run.stands()}") from None
             if number := no_room(error):
                 raise UserError(f"{stage.folder}: {os.strerror(number)}; {run.stands()}") from None
             raise

@@ -140,6 +140,12 @@ class Judge(Protocol):
     def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]: ...
 
 
+def start_of(text: str, most: int = 80) -> str:
+    """The first line of a text for a message, in quotes, shortened."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else line[: most - 3] + "...")
+
+
 def is_local(name: str | Path) -> bool:
     """Whether a model's name is a place on this machine, there or not, and no Hub name (owner/name)."""
     text = str(name)

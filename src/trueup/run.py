@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import re
@@ -71,6 +72,7 @@ class Run:
         self.folder, self.name, self.main = folder, name, main
         self.live: dict[str, float] = {}
         self.keep = Keep(share=1)
+        self.step = 0  # the one at work
         self._lock: IO[str] | None = None
         self._start = 0
         self._waiting = False  # a checkpoint is due, but `keep.share` did not allow it yet
@@ -129,6 +131,7 @@ class Run:
         """The steps still to do, under a progress bar with time left and the watched metrics."""
         with _bar(self.name, total, self._start, self.main) as advance:
             for step in range(self._start, total):
+                self.step = step
                 yield step
                 advance("  ".join(f"{k} {self.live[k]:.3g}" for k in watch if k in self.live))
 
@@ -387,7 +390,10 @@ class Best:
         self.since = 0
 
     def offer(self, step: int, value: float, save: Callable[[Path], object]) -> bool:
-        """Lower is better. Writes `best/` where `value` is the lowest so far; returns whether it was."""
+        """Lower is better. Writes `best/` where `value` is the lowest so far; returns whether it was. Raises
+        FloatingPointError where it is no number."""
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the validation figure is {value}, the best weights so far are kept")
         if self.value is not None and value >= self.value:
             self.since += 1
             return False

@@ -227,7 +227,7 @@ def test_bf16_gradients_add_up_in_float32() -> None:
 def test_a_loss_that_is_not_finite_stops(bad: float) -> None:
     one = learner()
     before = weights(one)
-    with pytest.raises(FloatingPointError, match=r"loss 'nll' is .* at step 0"):
+    with pytest.raises(FloatingPointError, match=r"loss 'nll' is (nan|-?inf) in 10 of 10 rows, weights unchanged"):
         one.forward_backward(batch_of(), lambda o, b: {"nll": (o["logprobs"] * bad, b["mask"].float())})
     assert all(torch.equal(before[k], v) for k, v in weights(one).items())
     assert all(p.grad is None for p in one.net.parameters())
@@ -242,7 +242,7 @@ def test_a_gradient_that_is_not_finite_stops() -> None:
         return {"root": ((outputs["logprobs"] * 0).sqrt(), batch["mask"].float())}
 
     one.forward_backward(batch_of(), root)
-    with pytest.raises(FloatingPointError, match=r"gradient of model\..* is not finite at step 0"):
+    with pytest.raises(FloatingPointError, match=r"gradient of model\..* is not finite, weights unchanged"):
         one.step()
     assert all(torch.equal(before[k], v) for k, v in weights(one).items()) and one.done == 0
     one.forward_backward(batch_of(), nll)

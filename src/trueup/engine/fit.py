@@ -17,9 +17,10 @@ from torch import Tensor
 
 from trueup.config import Config, display
 from trueup.data.batches import Batch, Order
-from trueup.engine.learner import Learner, LossFn, Optim
+from trueup.engine.learner import Learner, LossFn, NotFinite, Optim
 from trueup.engine.mesh import Mesh
 from trueup.models.net import Net, Precision
+from trueup.records import start_of
 from trueup.run import Best, Keep, Run
 
 T = TypeVar("T")
@@ -58,11 +59,12 @@ def fit(
     validate: Callable[[Learner], Mapping[str, float]] | None,
     save: Callable[[Path], object],
     load: Callable[[Path], object],
+    text_of: Callable[[T], str] | None = None,
 ) -> dict[str, Any]:
     """Trains `net` on `rows`; afterwards it holds the best weights by `validation_loss`, or the last ones.
 
     `save` and `load` write and read the model's weights as a folder; `validate` returns figures, among them
-    `validation_loss` (lower is better).
+    `validation_loss` (lower is better). `text_of` tells a row to who looks for the one that a loss fails on.
     """
     order = Order(len(rows), config.batch, seed)
     steps = order.steps(config.epochs)
@@ -75,8 +77,14 @@ def fit(
 
     for step in run.steps(steps, watch=("loss", "validation_loss", "accuracy")):
         began = time.monotonic()
-        batch = make_batch([rows[i] for i in order.at(step)])
-        metrics = {**learner.forward_backward(batch, loss_fn), **learner.step()}
+        chosen = [rows[i] for i in order.at(step)]
+        batch = make_batch(chosen)
+        try:
+            metrics = {**learner.forward_backward(batch, loss_fn), **learner.step()}
+        except NotFinite as error:
+            if text_of is None or not error.rows:
+                raise
+            raise FloatingPointError(f"{error}: the first is {start_of(text_of(chosen[error.rows[0]]))}") from None
         metrics |= {"tokens": int(batch["lengths"].sum()), "seconds": time.monotonic() - began}
         last, better = step + 1 == steps, False
         if validate and ((step + 1) % every == 0 or last):

@@ -64,6 +64,14 @@ class Optim(Config):
         return self.lr * share[self.schedule]
 
 
+class NotFinite(FloatingPointError):
+    """A loss that is no number; `rows` of the minibatch are those where it is not."""
+
+    def __init__(self, text: str, rows: list[int]) -> None:
+        super().__init__(text)
+        self.rows = rows
+
+
 class Learner:
     """A policy, critic or reward model that learns. `steps` is how many `step` calls the schedule spans.
 
@@ -112,7 +120,7 @@ class Learner:
     def forward_backward(self, batch: Batch, loss_fn: LossFn) -> dict[str, float]:
         """Add the gradient of the sum of the named losses over this minibatch; returns each loss, reduced.
 
-        Raises FloatingPointError naming a loss that is not finite.
+        Raises NotFinite naming a loss that is not finite, and its rows.
         """
         batch = {name: value.to(self.mesh.device) for name, value in batch.items()}
         with torch.no_grad():
@@ -141,8 +149,19 @@ class Learner:
         for name, value in values.items():
             if not math.isfinite(value) and not _is_metric(name):
                 self._adam.zero_grad()
-                raise FloatingPointError(f"loss '{name}' is {value} at step {self.done}; weights unchanged")
+                rows = self._rows_at_fault(name, batch, loss_fn)
+                where = f"{len(rows)} of {len(batch['ids'])} rows" if rows else "the sum over rows that are finite"
+                raise NotFinite(f"loss '{name}' is {value} in {where}, weights unchanged", rows)
         return values
+
+    def _rows_at_fault(self, name: str, batch: Batch, loss_fn: LossFn) -> list[int]:
+        """The rows where a loss is not finite, for who looks for the cause. Each goes through the model alone, since
+        one that is not finite spoils those that it is packed with."""
+        with torch.no_grad():
+            alone = by_rows(self._module, self.net.outputs_like(batch), batch, self.mesh, 1)
+            losses, weight = loss_fn(alone, batch)[name]
+            bad = ~(losses * weight).isfinite()
+        return bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.ndim > 1 else bad.nonzero().flatten().tolist()
 
     def step(self) -> dict[str, float]:
         """Clip, update, clear. Raises FloatingPointError naming a parameter whose gradient is not finite, before any
@@ -154,7 +173,7 @@ class Learner:
             bad = [name for name, p in self._named if p.grad is not None and not p.grad.isfinite().all()]
             self._adam.zero_grad()
             where = bad[0] if bad else "the sum of squares"
-            raise FloatingPointError(f"gradient of {where} is not finite at step {self.done}; weights unchanged")
+            raise FloatingPointError(f"gradient of {where} is not finite, weights unchanged")
         if self.optim.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         for group in self._adam.param_groups:

@@ -178,6 +178,8 @@ def check_head(model: PreTrainedModel, name: str) -> None:
     with torch.no_grad():
         want = model(input_ids=ids, use_cache=False).logits.float()
         got = Head.of(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not want.isfinite().all():
+        raise UserError(f"{name}: its logits are not finite numbers; its weights are damaged")
     if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-3, atol=1e-3 * float(want.abs().max())):
         raise UserError(f"{name}: {type(model).__name__} is not supported: its logits are not its head's output")
 

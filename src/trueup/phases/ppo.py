@@ -51,7 +51,7 @@ from trueup.models.load import context_length, load_policy
 from trueup.models.lora import Lora
 from trueup.models.net import Net, Precision
 from trueup.models.roles import Models, load_reward, load_weights, models_of, save_checked, save_weights
-from trueup.records import Completion, Prompt, Scorer, UserError
+from trueup.records import Completion, Prompt, Scorer, UserError, start_of
 from trueup.run import Best, Keep, Run, peak_memory
 from trueup.scorers import Spec, make_scorer, reward_model_in
 
@@ -331,6 +331,8 @@ def make_rollout(config: PPOConfig, players: Players, prompts: list[Prompt], ste
     ref = forward(players.reference, batch, players.mesh, micro_tokens=budget, bf16=bf16)["logprobs"].float().cpu()
     values = {"old_values": players.critic.forward(batch)["values"].float().cpu()} if players.critic else {}
     clock.mark("logprobs")
+    found = {"policy": old, "reference": ref, **({"critic": values["old_values"]} if values else {})}
+    check_finite(players, prompts, batch, found)
 
     batch |= {"old_logprobs": old, **values, **({"ref_logprobs": ref} if config.kl_in == "loss" else {})}
     k1, k3 = (kl_estimate(old, ref, kind=kind) for kind in ("k1", "k3"))
@@ -339,6 +341,23 @@ def make_rollout(config: PPOConfig, players: Players, prompts: list[Prompt], ste
     for row, prompt, completion in zip(sampled, ids, completions, strict=True):
         row[len(prompt) : len(prompt) + len(completion.ids)] = torch.tensor(completion.logprobs)
     return Rollout(prompts, completions, scores, audit, k1, k3, rewards, sampled, batch, clock.seconds)
+
+
+def check_finite(players: Players, prompts: Sequence[Prompt], batch: Batch, found: dict[str, torch.Tensor]) -> None:
+    """Raises FloatingPointError naming whose outputs are no numbers where they count, and the first prompt: each row
+    goes through the model alone, since one that is not finite spoils those that it is packed with."""
+    for who, outputs in found.items():
+        if not (~outputs.isfinite() & batch["mask"]).any():
+            continue
+        learner = players.critic if who == "critic" else players.policy
+        net = players.reference if who == "reference" else learner.net if learner else None
+        assert net is not None  # it gave these outputs
+        name = "values" if who == "critic" else "logprobs"
+        alone = forward(net, batch, players.mesh, micro_tokens=1)[name].cpu()
+        bad = (~alone.isfinite() & batch["mask"]).any(1).nonzero().flatten().tolist()
+        where = f"{len(bad)} of {len(prompts)} rows" if bad else "rows that are finite alone"
+        first = f": the first answers {start_of(prompts[bad[0]].text)}" if bad else ""
+        raise FloatingPointError(f"the {who}'s {name} are not finite in {where}{first}")
 
 
 def estimate_advantages(config: PPOConfig, players: Players, rollout: Rollout) -> Batch:

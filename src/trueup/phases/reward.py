@@ -110,6 +110,7 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         validate=partial(validate, valid, chat.pad_id) if valid else None,
         save=partial(save_weights, model, chat=chat),
         load=partial(load_weights, model),
+        text_of=lambda pair: pair.preference.prompt.text,
     )
 
     normalization = normalize(config, net, mesh, chat, rows, models)

@@ -12,7 +12,7 @@ from trueup.engine.mesh import Mesh
 from trueup.engine.rows import forward
 from trueup.models.net import Net
 from trueup.models.roles import Models, Whole, load_reward
-from trueup.records import Completion, Prompt, Scores
+from trueup.records import Completion, Prompt, Scores, UserError, start_of
 
 
 class RewardModel:
@@ -31,4 +31,8 @@ class RewardModel:
         ]
         ids, lengths = rectangle(rows, self.chat.pad_id)
         scores = forward(self.net, {"ids": ids, "lengths": lengths}, self.mesh)["scores"]
-        return Scores(np.asarray(scores.double().cpu()))
+        value = np.asarray(scores.double().cpu())
+        for i in np.flatnonzero(~np.isfinite(value))[:1]:
+            told = f"its score is {value[i]} for an answer to {start_of(prompts[i].text)}"
+            raise UserError(f"{self.name}: {told}; a reward model gives finite numbers (are its weights damaged?)")
+        return Scores(value)
