@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,65 @@ from trueup.records import Completion, Preference
 from trueup.world import gold_of
 
 SRC = str(Path(__file__).parents[1] / "src")
+MODEL = ("sft", "data=demos.jsonl")
+PPO = ("ppo", "model=sft/final", "prompts=prompts.jsonl", "batch=8")
+BAD_RULES = """
+import os
+from trueup.records import Scores
+
+def falls(prompts, completions):
+    return [len(c.text) / 0 for c in completions]
+
+async def falls_later(prompts, completions):
+    raise LookupError("no such\\nrow")
+
+def trl(completions, **kwargs):
+    raise RuntimeError("down")
+
+def text(prompts, completions):
+    return ["good" for _ in completions]
+
+def nothing(prompts, completions):
+    pass
+
+def brief(prompts, completions):
+    return [1.0]
+
+def one(prompts, completions):
+    return 1.0
+
+class Object:
+    name = "object"
+    def score(self, prompts, completions):
+        os.stat("nowhere-at-all")
+
+class Bare:
+    name = "bare"
+    def score(self, prompts, completions):
+        return [0.0 for _ in completions]
+
+def unmade():
+    raise ValueError("no key")
+
+number = 3
+
+class Judge:
+    name = "judge"
+    def judge(self, comparisons):
+        return [c.winner for c in comparisons]
+
+class Mute:
+    name = "mute"
+    def judge(self, comparisons):
+        return None
+
+class Wordy:
+    name = "wordy"
+    def judge(self, comparisons):
+        from trueup.records import Verdict
+        return [Verdict("first", "wordy") for _ in comparisons]
+"""
+JUDGE = ("judge", "completions=said.jsonl")
 ASKED = ("prompts=prompts.jsonl", "limit=2", "sampling.max_tokens=4", "greedy=false")
 BAD_JUDGES = """
 from trueup.records import Verdict
@@ -110,12 +170,55 @@ def test_help_needs_no_torch(tmp_path):
         (["judge", "completions=said.jsonl", "judge=badjudges:brief"], "gave 0 verdicts to 1 comparisons"),
         (["evaluate", "models.sft=sft/final", "models.b=base", *ASKED, "judge=badjudges:silent"], "on every prompt"),
         (["evaluate", "models.sft=sft/final", "models.b=base", *ASKED, "judge=badjudges:brief"], "gave 0 verdicts"),
+        ([*MODEL, "model=noweights"], "noweights: cannot be loaded"),
+        ([*MODEL, "model=notokenizer"], "notokenizer: no tokenizer"),
+        ([*MODEL, "model=base", "max_length=0"], "key 'max_length': Input should be greater than 1 (got 0)"),
+        ([*MODEL, "model=base", "epochs=3"], "unknown key 'epochs'; did you mean 'train.epochs'?"),
+        ([*MODEL, "model=base", "seed=-1"], "key 'seed'"),
+        ([*MODEL, "model=base", "--name", "a/../../b"], "name 'a/../../b'"),
+        ([*MODEL, "model=base", "--runs", "demos.jsonl"], "demos.jsonl/sft"),
+        ([*MODEL, "model=base", "--runs", "/proc/none"], "/proc/none: No such file or directory"),
+        (["ppo", "model=reward/final", "scorer=reward/final", "prompts=prompts.jsonl"], "a language model is needed"),
+        ([*PPO, "scorer=badrules:falls"], "'badrules:falls' failed: ZeroDivisionError: division by zero ("),
+        ([*PPO, "scorer=badrules:falls"], "badrules.py, line 6)"),
+        ([*PPO, "scorer=badrules:falls_later"], "failed: LookupError: no such row ("),
+        ([*PPO, "scorer=badrules:trl"], "'badrules:trl' failed: RuntimeError: down ("),
+        ([*PPO, "scorer=badrules:text"], "'badrules:text' must return 256 numbers, got str among them"),
+        ([*PPO, "scorer=badrules:nothing"], "'badrules:nothing' must return 256 numbers, got NoneType"),
+        ([*PPO, "scorer=badrules:brief"], "must return 256 finite numbers (None where it does not apply), got 1 of"),
+        ([*PPO, "scorer=badrules:one"], "'badrules:one' must return 256 numbers, got float"),
+        ([*PPO, "scorer=badrules:Object"], "'badrules:Object' failed: FileNotFoundError: "),
+        ([*PPO, "scorer=badrules:Bare"], "'badrules:Bare' must return Scores, got list"),
+        ([*PPO, "scorer=badrules:unmade"], "'badrules:unmade' failed: ValueError: no key ("),
+        ([*PPO, "scorer=badrules:number"], "'badrules:number' is no function, but int"),
+        ([*PPO, "scorer=halfrules:blue"], "the import of 'halfrules' failed: SyntaxError: "),
+        ([*PPO, "scorer=halfrules:blue"], "halfrules.py, line 1)"),
+        ([*JUDGE, "judge=badrules:Judge"], "judge 'judge' failed: AttributeError: "),
+        ([*JUDGE, "judge=badrules:Mute"], "judge 'mute' must give a list of Verdicts, got NoneType"),
+        ([*JUDGE, "judge=badrules:Wordy"], "p in [0, 1], or None to abstain; got 'first'"),
+        ([*JUDGE, "judge=badrules:unmade"], "judge 'badrules:unmade' failed: ValueError: no key ("),
+        ([*JUDGE, "judge.name=x"], "key 'use' must name a function"),
+        (["judge", "completions=demos.jsonl", "judge=toyrules:gold"], "demos.jsonl, line 1: no column 'completions'"),
+        (["score", "completions=demos.jsonl", "scorer=toyrules:gold"], "demos.jsonl, line 1: no column 'completions'"),
+        (
+            ["score", "completions=odd.jsonl", "scorer=toyrules:gold"],
+            "odd.jsonl, line 1: column 'completions' holds no",
+        ),
+        (["score", "completions=toyrules.py", "scorer=toyrules:gold"], "toyrules.py: unknown kind of file"),
     ],
 )
 def test_mistakes_are_told_in_one_line(toy, call, arguments, said):
     (toy / "empty.jsonl").write_text("")
     (toy / "long.jsonl").write_text(json.dumps({"prompt": "why? " * 3000, "completion": "so"}) + "\n")
     (toy / "badjudges.py").write_text(BAD_JUDGES)
+    (toy / "badrules.py").write_text(BAD_RULES)
+    (toy / "halfrules.py").write_text("def blue(:\n")
+    (toy / "odd.jsonl").write_text(
+        json.dumps({"prompt": [{"role": "user", "content": "so?"}], "completions": ["a"]}) + "\n"
+    )
+    for name, lacks in (("noweights", "model.safetensors"), ("notokenizer", "tokenizer")):
+        shutil.copytree(toy / "base", toy / name, ignore=shutil.ignore_patterns(f"{lacks}*"), dirs_exist_ok=True)
+    there = set(toy.glob("runs/*/*"))
     both = [{"text": text, "stop": "eos"} for text in ("yes", "no")]
     (toy / "said.jsonl").write_text(
         json.dumps({"prompt": [{"role": "user", "content": "so?"}], "completions": both}) + "\n"
@@ -123,7 +226,13 @@ def test_mistakes_are_told_in_one_line(toy, call, arguments, said):
     code, out, err = call(toy, *arguments)
     assert code == 2, (out, err)
     lines = [text for text in err.splitlines() if text.startswith("trueup: ")]
-    assert len(lines) == 1 and said in lines[0], err
+    assert len(lines) == 1 and said in lines[0] and "Traceback" not in err, err
+    half = [p for p in set(toy.glob("runs/*/*")) - there if (p / "manifest.json").exists() and not stopped(p)]
+    assert not half and not list(toy.parent.glob("b*"))
+
+
+def stopped(stage: Path) -> bool:
+    return json.loads((stage / "manifest.json").read_text())["status"] == "stopped"
 
 
 def test_a_failed_self_check_is_told_in_one_line_and_nothing_is_made(toy, call):
@@ -154,8 +263,10 @@ def test_single_stages_chain_by_files(toy, call):
 
 def test_keys_lists_every_key_with_its_meaning(toy, call):
     _, shown, _ = call(toy, "keys", "ppo")
+    assert "adaptive_kl.target = 6.0" in shown and "keep.last = 1" in shown
     assert "kl_coef" in shown and "sampling.temperature" in shown and "Completions a step." in shown
     _, shown, _ = call(toy, "keys", "sft")
+    assert "lora = None" in shown and "lora.r = " in shown  # of a part that is off by default, too
     assert "model = required" in shown and "train.optim.schedule = 'cosine'" in shown  # the phase's, not Optim's
 
 
@@ -215,6 +326,16 @@ def test_the_world_is_not_exported_over_somebody_s_files(tmp_path, call):
     code, _, err = call(tmp_path, "world", "export", "mine")
     assert code == 2 and "not empty" in err
     assert (tmp_path / "mine" / "demonstrations.jsonl").read_text() == "my own\n"
+
+
+def test_what_a_user_named_is_shown_as_it_is(toy, call, monkeypatch):
+    """Neither an emoji nor markup: a folder's name is its name."""
+    keys = ["model=base", "data=demos.jsonl", "train.epochs=0.1", "sampling.max_tokens=4", "device=cpu"]
+    name = "a:smile:[red]b[bold]"
+    assert call(toy, "sft", *keys, "--name", name)[0] == 0
+    code, out, err = call(toy, "sft", *keys, "--name", name)
+    assert code == 0 and f"runs/{name}/sft-" in out.split("done before")[1], (out, err)
+    assert f"report: runs/{name}/report.html" in out
 
 
 def test_ctrl_c_says_how_to_go_on(toy):

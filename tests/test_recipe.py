@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from trueup.evaluate.compare import EvaluateConfig, optimized
 from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import UserError
 
+SRC_ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 SFT = {
     "phase": "sft",
     "model": "base",
@@ -64,9 +66,35 @@ def test_stages_run_one_by_one_make_one_run_and_a_failed_one_hides_none(toy):
     with pytest.raises(UserError, match="no such file"):
         run(toy, {"out": {"phase": "generate", "model": "base", "prompts": "none.jsonl"}}, name="one-by-one")
     stages = json.loads((made.parent / "recipe.json").read_text())["stages"]
-    assert set(stages) == {"sft", "out"} and find_model(made.parent) == made / "final"
+    assert set(stages) == {"sft"} and find_model(made.parent) == made / "final"
+    assert not list(made.parent.glob("out-*"))
+    before = (made.parent / "recipe.json").read_bytes()
+    with pytest.raises(UserError, match="no such file"):  # a stage of the same name that fails hides nothing either
+        run(toy, {"sft": {**SFT, "data": "none.jsonl"}}, name="one-by-one")
+    assert (made.parent / "recipe.json").read_bytes() == before
+    assert [p for p in made.parent.glob("sft-*")] == [made] and find_model(made.parent) == made / "final"
     run(toy, {"other": {**SFT, "seed": 4}}, name="one-by-one")
     assert set(json.loads((made.parent / "recipe.json").read_text())["stages"]) == {"sft", "other"}
+
+
+def test_a_done_stage_whose_model_is_gone_is_made_again(toy, capsys):
+    stage = run(toy, {"sft": {**SFT, "seed": 12}}, name="gone")["sft"]
+    before = (stage.folder / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(stage.folder / "best")  # nobody needs it once the stage is done
+    (stage.folder / "samples.jsonl").unlink()
+    assert stage.done
+    shutil.rmtree(stage.folder / "final")
+    assert not stage.done
+    capsys.readouterr()
+    run(toy, {"sft": {**SFT, "seed": 12}}, name="gone")
+    assert "what it made is gone" in capsys.readouterr().out
+    assert (stage.folder / "final" / "model.safetensors").read_bytes() == before and stage.done
+
+
+def test_a_run_whose_every_stage_fails_leaves_no_folder(toy):
+    with pytest.raises(UserError):
+        run(toy, {"sft": {**SFT, "data": "none.jsonl"}}, name="nothing")
+    assert not (toy / "runs" / "nothing").exists()
 
 
 def test_contents_of_inputs_are_part_of_the_key(toy):
@@ -120,7 +148,7 @@ def start(folder: Path, stage: str, keys: dict, name: str, largest: int | None =
     """A recipe of one stage, run by the command line alone, which may write files of `largest` KiB."""
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps({"name": name, "device": "cpu", "stages": {stage: keys}}))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    env = {**os.environ, **SRC_ENV}
     command = [sys.executable, "-m", "trueup", "run", path.name]
     if largest:
         command = ["bash", "-c", f'ulimit -f {largest}; exec "$@"', "bash", *command]
@@ -242,9 +270,22 @@ def test_two_processes_may_not_write_one_run(tmp_path):
         ({"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "kl_coef": -1}}}, "key 'kl_coef'"),
         (
             {"stages": {"ppo": {"model": "m", "scorer": "s", "prompts": "p", "optim": {"rl": 1}}}},
-            "'optim.rl'; did you mean 'lr'",
+            "'optim.rl'; did you mean 'optim.lr'",
         ),
         ({"stages": {}}, "key 'stages' is missing"),
+        ({"stages": {"sft": {"model": "m", "data": "d", "lr": 1}}}, "key 'lr'; did you mean 'train.optim.lr'"),
+        (
+            {"stages": {"sft": {"model": "m", "data": "d", "lora": {"rank": 4, "aplha": 1}}}},
+            "'lora.aplha'; did you mean 'lora.alpha'",
+        ),
+        ({"stages": {"sft": {"model": "m", "data": "d", "seed": -1}}}, "key 'seed': Input should be greater than"),
+        ({"seed": -1, "stages": {"sft": {"model": "m", "data": "d"}}}, "key 'seed': Input should be greater than"),
+        ({"name": "a/../../b", "stages": {"sft": {"model": "m"}}}, "name 'a/../../b': expected the name of a folder"),
+        ({"name": "..", "stages": {"sft": {"model": "m"}}}, "name '..': expected the name of a folder"),
+        (
+            {"stages": {"sft": {"model": "???", "data": "d"}, "ppo": {"optim": {"lr": "???"}}}},
+            "filled in: sft.model=..., ppo.optim.lr=...",
+        ),
     ],
 )
 def test_a_bad_recipe_is_told_in_one_line(recipe, said, tmp_path):

@@ -64,6 +64,6 @@ def talk(folders: list[Path], *, temperature: float, max_tokens: int, seed: int,
             answer = sampler.sample([chat.prompt_ids(history)], sampling, seed=seed, step=turn)[0]
             history.append({"role": "assistant", "content": answer.text})
             note = "" if answer.ended else f" [cut at {max_tokens} tokens]"
-            panels.append(Panel(Text(answer.text + note), title=str(path), title_align="left"))
+            panels.append(Panel(Text(answer.text + note), title=Text(str(path)), title_align="left"))
         console.print(Columns(panels, equal=True, expand=True) if len(panels) > 1 else panels[0])
         turn += 1

@@ -171,7 +171,7 @@ def chat(
     beside: Annotated[Path | None, typer.Option(help="A second model, answered side by side.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 answers greedily.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
 ) -> None:
     """Talk to a trained model; with --beside, to two at once."""
@@ -199,8 +199,11 @@ def _print_keys(cls: Any, values: Any, prefix: str, console: Any) -> None:
     """`values`: a config whose values are the defaults here; None where the class's own are."""
     from pydantic import BaseModel
 
+    from trueup.config import nested
+
     for name, field in cls.model_fields.items():
         default = field.default if values is None else getattr(values, name)
+        inner = nested(field.annotation)
         if isinstance(default, BaseModel):
             _print_keys(type(default), default, f"{prefix}{name}.", console)
         else:
@@ -208,6 +211,8 @@ def _print_keys(cls: Any, values: Any, prefix: str, console: Any) -> None:
             console.print(f"{prefix}{name} = {shown}", markup=False, style="bold")
             if field.description:
                 console.print(f"    {' '.join(field.description.split())}", markup=False)
+            if inner:
+                _print_keys(inner, None, f"{prefix}{name}.", console)
 
 
 @data_app.command("check")
@@ -238,7 +243,7 @@ def world_export(
     demonstrations: Annotated[int, typer.Option(min=1)] = 3000,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split but the held-out one.")] = 1000,
     heldout: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 500,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the world's base model, demonstrations, comparisons and prompts as ordinary files."""
     import shutil
@@ -269,7 +274,7 @@ def world_build(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens to pretrain on; without it the shipped model's number.")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train the tokenizer and the base model from the world's own corpus, and measure them."""
     import json
@@ -308,6 +313,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"trueup: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"trueup: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         ppo = sys.modules.get("trueup.phases.ppo")  # where it is not loaded it raised nothing, and it would load torch

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -43,6 +43,7 @@ def _merged(under: Any, over: Any) -> Any:
 
 
 C = TypeVar("C", bound=Config)
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def display(default: Any, **constraints: Any) -> Any:
@@ -69,15 +70,36 @@ def _explain(cls: type[BaseModel], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         owner: Any = cls
         for part in path[:-1]:
-            field = getattr(owner, "model_fields", {}).get(part)
-            owner = field.annotation if field is not None else None
-        known = list(getattr(owner, "model_fields", {}))
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+            owner = nested(owner.model_fields[part].annotation) if owner and part in owner.model_fields else None
+        known = list(owner.model_fields) if owner else []
+        beside = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        deeper = [name for name in dotted(cls) if name.rpartition(".")[2] == path[-1]]
+        near = deeper or [".".join([*path[:-1], name]) for name in beside] or _alike(path[-1], dotted(cls))
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {hint}"
     if item["type"] == "missing":
         return f"key '{key}' is missing"
     return f"key '{key}': {item['msg']} (got {item['input']!r})"
+
+
+def _alike(name: str, keys: list[str]) -> list[str]:
+    last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    return [last[near] for near in difflib.get_close_matches(name, last, n=1, cutoff=0.75)]
+
+
+def nested(annotation: Any) -> type[BaseModel] | None:
+    """The config that a field holds, or may hold (`Lora | None`)."""
+    found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return found[0] if found else None
+
+
+def dotted(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key below `cls`, with dots."""
+    out = []
+    for name, field in cls.model_fields.items():
+        inner = nested(field.annotation)
+        out += dotted(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return out
 
 
 def key_fields(config: BaseModel, content: Callable[[str], str]) -> dict[str, Any]:

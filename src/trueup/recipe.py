@@ -21,14 +21,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueup.config import Config, key_fields, numbers, override, parse, read_yaml
+from rich.markup import escape
+
+from trueup.config import Config, Seed, key_fields, numbers, override, parse, read_yaml
 from trueup.records import UserError, write_json
-from trueup.run import Run, console, no_room, now, versions
+from trueup.run import UNMADE, Run, console, no_room, now, versions
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -51,7 +53,7 @@ class Recipe(Config):
 
     name: str
     """The run: everything goes into `runs/NAME/`."""
-    seed: int = 0
+    seed: Seed = 0
     """Given to every stage that names none of its own."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1."""
@@ -73,7 +75,9 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        return manifest(self.folder).get("status") == "done"
+        """Whether it is done, and all that it made is still there."""
+        record = manifest(self.folder)
+        return record.get("status") == "done" and all((self.folder / name).exists() for name in record.get("made", []))
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
@@ -102,12 +106,17 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Sequence[st
                 f"'{text}': no stage or key '{head}'; stages: {', '.join(stages)}; keys: {', '.join(known)}"
             )
         full.append(f"stages.{text}" if head in stages else text)
-    return parse(Recipe, numbers(override(data, full)), where)
+    recipe = parse(Recipe, numbers(override(data, full)), where)
+    if recipe.name in (".", "..") or not re.fullmatch(r"[^/\\\x00-\x1f]+", recipe.name):
+        raise UserError(f"{where}: name {recipe.name!r}: expected the name of a folder, without '/'")
+    return recipe
 
 
 def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
     """Every stage with its config, key and folder. Raises UserError before anything runs."""
     stages: dict[str, Stage] = {}
+    if empty := [key for name, raw in recipe.stages.items() for key in _unfilled(raw, name)]:
+        raise UserError(f"the recipe leaves keys to be filled in: {', '.join(f'{k}=...' for k in empty)}")
     for name, raw in recipe.stages.items():
         if not re.fullmatch(r"[A-Za-z][\w-]*", name):
             raise UserError(f"stage '{name}': a name is letters, digits, '-' and '_'")
@@ -117,8 +126,6 @@ def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
             raise UserError(f"stage '{name}': unknown phase '{phase}'; known phases: {', '.join(PHASES)}")
         module = importlib.import_module(PHASES[phase][0])
         cls: type[Config] = getattr(module, PHASES[phase][1])
-        if empty := _unfilled(keys, name):
-            raise UserError(f"the recipe leaves keys to be filled in: {', '.join(f'{k}=...' for k in empty)}")
         if "seed" in cls.model_fields:
             keys.setdefault("seed", recipe.seed)
         parents: dict[str, str] = {}
@@ -197,26 +204,30 @@ def manifest(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def run_recipe(recipe: Recipe, runs: Path, *, force: bool = False) -> list[Stage]:
+def run_recipe(recipe: Recipe, runs: Path) -> list[Stage]:
     """Runs what is not done yet, in order. Interrupted, the same call goes on from the last checkpoint."""
     from trueup.engine.mesh import Mesh
 
     mesh = Mesh.from_env(recipe.device)
     stages = resolve(recipe, runs)
-    if mesh.is_main:
+
+    def record() -> None:
         write_json(
             runs / recipe.name / "recipe.json",
             {"recipe": recipe.model_dump(), "stages": finished(runs / recipe.name, stages)},
         )
+
     for number, stage in enumerate(stages, 1):
         if mesh.is_main:
             head = f"[bold]{number}/{len(stages)} {stage.name}[/bold]"
-            if stage.done and not force:
-                console.print(f"{head}  done before, unchanged: [dim]{stage.folder}[/dim]")
+            if stage.done:
+                console.print(f"{head}  done before, unchanged: [dim]{escape(str(stage.folder))}[/dim]")
+                record()
             else:
-                console.print(f"{head}  {stage.module.WHAT}")
-        if force or not stage.done:
-            run_stage(stage, mesh)
+                again = " (done before, but what it made is gone)" if manifest(stage.folder).get("made") else ""
+                console.print(f"{head}  {stage.module.WHAT}{again}")
+        if not stage.done:
+            run_stage(stage, mesh, record)
         mesh.barrier()
     return stages
 
@@ -231,49 +242,56 @@ def finished(run: Path, stages: Sequence[Stage]) -> dict[str, str]:
     return kept | new
 
 
-def run_stage(stage: Stage, mesh: Mesh) -> None:
-    with Run(stage.folder, name=stage.name, main=mesh.is_main) as run:
-        before = manifest(stage.folder)
-        record = {
-            "phase": stage.phase,
-            "name": stage.name,
-            "key": stage.key,
-            "status": "running",
-            "parents": stage.parents,
-            "started": before.get("started", now()),
-            "seconds": before.get("seconds", 0.0),
-            "versions": versions(),
-            "processes": mesh.world,
-            "device": str(mesh.device),
-        }
-        if mesh.is_main:
-            write_json(
-                stage.folder / "config.json",
-                {
-                    "phase": stage.phase,
-                    "name": stage.name,
-                    "key": stage.key,
-                    "directory": str(Path.cwd()),  # where the paths in the config begin
-                    "config": json.loads(stage.config.model_dump_json()),
-                },
-            )
-            write_json(stage.folder / "manifest.json", record)
+def run_stage(stage: Stage, mesh: Mesh, record: Callable[[], None]) -> None:
+    """Runs it in its folder. Nothing is written, nor `record` called, before its inputs are read: a mistake in them
+    leaves no trace, and hides nothing that was made before."""
+    before = manifest(stage.folder)
+    now_running = {
+        "phase": stage.phase,
+        "name": stage.name,
+        "key": stage.key,
+        "status": "running",
+        "parents": stage.parents,
+        "started": before.get("started", now()),
+        "seconds": before.get("seconds", 0.0),
+        "versions": versions(),
+        "processes": mesh.world,
+        "device": str(mesh.device),
+    }
+
+    def begin() -> None:
+        write_json(
+            stage.folder / "config.json",
+            {
+                "phase": stage.phase,
+                "name": stage.name,
+                "key": stage.key,
+                "directory": str(Path.cwd()),  # where the paths in the config begin
+                "config": json.loads(stage.config.model_dump_json()),
+            },
+        )
+        write_json(stage.folder / "manifest.json", now_running)
+        record()
+
+    with Run(stage.folder, name=stage.name, main=mesh.is_main, begin=begin) as run:
         mesh.barrier()  # the others read what the main process has tidied up
         began = time.monotonic()
         try:
             results = stage.module.run_phase(stage.config, run, mesh)
         except BaseException as error:
-            if mesh.is_main:
-                record["seconds"] += time.monotonic() - began
+            if mesh.is_main and run.begun:
+                now_running["seconds"] += time.monotonic() - began
                 with contextlib.suppress(OSError):  # on a full disk the record stays as it was, "running"
-                    write_json(stage.folder / "manifest.json", {**record, "status": "stopped"})
+                    write_json(stage.folder / "manifest.json", {**now_running, "status": "stopped"})
             if isinstance(error, FloatingPointError):
                 raise UserError(f"stage '{stage.name}', step {run.step}: {error}; {run.stands()}") from None
             if number := no_room(error):
                 raise UserError(f"{stage.folder}: {os.strerror(number)}; {run.stands()}") from None
             raise
-        record["seconds"] += time.monotonic() - began
+        now_running["seconds"] += time.monotonic() - began
         run.results(results)
         if mesh.is_main:
-            write_json(stage.folder / "manifest.json", {**record, "status": "done", "finished": now()})
+            made = sorted(p.name for p in stage.folder.iterdir() if not UNMADE.match(p.name))
+            done = {**now_running, "status": "done", "finished": now(), "made": made}
+            write_json(stage.folder / "manifest.json", done)
         run.clear_checkpoints()

@@ -43,12 +43,16 @@ from trueup.records import UserError, sync, write_json, write_jsonl
 Answer = Callable[[range], list[dict[str, Any]]]
 LOGS = ("metrics.jsonl", "samples.jsonl")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNMADE = re.compile(
+    r"\.|(lock|checkpoint-\d+|best|(config|manifest)\.json|(metrics|samples|journal-.*)\.jsonl)$"
+)
+"""What a stage does without once it is done; the rest is what it made."""
 LOGS_NEED = 16 << 20
 """Bytes that must be free before any stage: its logs, samples and records."""
 DISK_SPEED = 500e6
 """Bytes a second: what a first checkpoint is thought to cost. Of later ones it is known."""
 
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+console = Console(stderr=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Keep(Config):
@@ -68,13 +72,18 @@ class Keep(Config):
 class Run:
     """A stage's folder while it is being worked on. Use as a context manager: it takes and frees the lock."""
 
-    def __init__(self, folder: Path, *, name: str, main: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, name: str, main: bool = True, begin: Callable[[], object] = lambda: None
+    ) -> None:
+        """`begin` is called in the main process once, before the first step or the first thing that is written."""
         self.folder, self.name, self.main = folder, name, main
+        self.begun = False
+        self._begin = begin
         self.live: dict[str, float] = {}
         self.keep = Keep(share=1)
         self.step = 0  # the one at work
         self._lock: IO[str] | None = None
-        self._start = 0
+        self._start = 0  # the first step that is not done yet
         self._waiting = False  # a checkpoint is due, but `keep.share` did not allow it yet
         self._began, self._writing = time.monotonic(), 0.0
         self._cost: float | None = None
@@ -100,6 +109,16 @@ class Run:
     def __exit__(self, *_: object) -> None:
         if self._lock:
             self._lock.close()
+            if not self.begun and {p.name for p in self.folder.iterdir()} == {"lock"}:
+                shutil.rmtree(self.folder)
+                with contextlib.suppress(OSError):  # other stages lie there
+                    self.folder.parent.rmdir()
+
+    def begin(self) -> None:
+        """The inputs are read: from here on the stage leaves a trace."""
+        if self.main and not self.begun:
+            self.begun = True
+            self._begin()
 
     # what was measured and what was said
 
@@ -129,6 +148,7 @@ class Run:
 
     def steps(self, total: int, *, watch: Sequence[str] = ()) -> Iterator[int]:
         """The steps still to do, under a progress bar with time left and the watched metrics."""
+        self.begin()
         with _bar(self.name, total, self._start, self.main) as advance:
             for step in range(self._start, total):
                 self.step = step
@@ -247,12 +267,14 @@ class Run:
     def write(self, name: str, save: Callable[[Path], object]) -> Path:
         """A model's folder in this run, written whole by `save(temporary_folder)`."""
         if self.main:
+            self.begin()
             self._room(self._model, name)
             write_folder(self.folder / name, save)
         return self.folder / name
 
     def results(self, data: Mapping[str, Any]) -> None:
         if self.main:
+            self.begin()
             write_json(self.folder / "results.json", data)
 
 
@@ -329,11 +351,11 @@ def _bar(name: str, total: int, start: int, main: bool) -> Iterator[Callable[[st
         yield lambda text: None
     elif console.is_terminal:
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[live]}"),
+            TextColumn("{task.fields[live]}", markup=False),
         )
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(name, total=total, completed=start, live="")

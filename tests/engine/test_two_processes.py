@@ -78,3 +78,10 @@ def test_what_the_main_process_was_told_all_know(both: tuple[dict[str, Any], dic
     one, two = both
     assert len(one["asked"]) == 1 and len(two["asked"]) == 2
     assert two["asked"][0] == two["asked"][1]
+
+
+def test_what_the_main_process_fails_at_fails_in_all(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """The others would wait for its answer for ever."""
+    one, two = both
+    assert one["failed"][0].startswith("'falls' failed: ValueError: down (")
+    assert two["failed"] == one["failed"] * 2

@@ -16,13 +16,17 @@ from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.models.lora import Lora, adapt
 from trueup.models.net import Net
-from trueup.records import Completion, Prompt
+from trueup.records import Completion, Prompt, UserError
 from trueup.scorers.asked import Asked
 
 
 async def who(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
     """An answer that differs in each process, and each time."""
     return [float(os.getpid()), time.monotonic()]
+
+
+def falls(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    raise ValueError("down")
 
 
 def work(mesh: Mesh) -> dict[str, object]:
@@ -57,6 +61,11 @@ def work(mesh: Mesh) -> dict[str, object]:
     prompts = [[5 + i] * (1 + i % 4) for i in range(11)]
     out["samples"] = sampler.sample(prompts, Sampling(max_tokens=9), seed=4, step=2)
     scores = Asked("who", who, mesh, waits=True).score([Prompt.of("a"), Prompt.of("b")], [Completion("")] * 2)
+    try:
+        Asked("falls", falls, mesh, waits=False).score([Prompt.of("a")], [Completion("")])
+    except UserError as error:
+        failed = str(error)
+    out["failed"] = mesh.gather_objects([failed], [[rank] for rank in range(mesh.world)])
     out["asked"] = mesh.gather_objects([scores.value.tolist()], [[rank] for rank in range(mesh.world)])
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_a_column_that_the_prompts_lack_is_named(rule):
         ([1.0, float("nan")], "2 finite numbers .*, got nan"),
         ([1.0, float("inf")], "got inf"),
         (3.0, "must return 2 numbers, got float"),
-        ([1.0, "good"], "must return 2 numbers, got list"),
+        ([1.0, "good"], "must return 2 numbers, got str among them"),
         ([1.0, None], r"'rules:reward' applies to 1 of 2 completions; not to '2 \+ 2\?'"),
     ],
 )
@@ -170,9 +171,10 @@ def test_an_async_function_keeps_its_loop_and_runs_where_another_is_running(rule
     assert loops[0] is loops[1]
 
 
-def test_an_error_in_a_function_comes_out(rule):
+def test_an_error_in_a_function_is_told_with_its_place(rule):
     async def reward(prompts, completions):
         raise ZeroDivisionError("mine")
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    place = rf"{Path(__file__).name}, line {reward.__code__.co_firstlineno + 1}\)$"
+    with pytest.raises(UserError, match=rf"^'rules:reward' failed: ZeroDivisionError: mine \(.*{place}"):
         rule(reward).score(PROMPTS, COMPLETIONS)

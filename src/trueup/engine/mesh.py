@@ -106,10 +106,20 @@ class Mesh:
         return out
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make()` gives in the main process, which alone calls it; known to every rank."""
-        found: list[Any] = [make() if self.is_main else None]
+        """What `make()` gives in the main process, which alone calls it; known to every rank. What it raises there,
+        the others raise as UserError: they would wait for an answer for ever."""
+        found: list[Any] = [None, None]
+        try:
+            found[0] = make() if self.is_main else None
+        except Exception as error:
+            found[1] = str(error)
+            if self.world > 1:
+                dist.broadcast_object_list(found)
+            raise
         if self.world > 1:
             dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise UserError(found[1])
         return found[0]  # type: ignore[no-any-return]
 
     def barrier(self) -> None:

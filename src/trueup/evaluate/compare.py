@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from trueup.config import Config, display, named
+from trueup.config import Config, Seed, display, named
 from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
@@ -66,7 +66,7 @@ class EvaluateConfig(Config):
     sampling: Sampling = Sampling(max_tokens=64)
     greedy: bool = True
     """Answer a second time at temperature 0."""
-    seed: int = 0
+    seed: Seed = 0
     shown: int = display(3, ge=0)
     """Prompts in the closing table with all models' answers."""
 

@@ -8,11 +8,13 @@ Written in a config as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trueup.records import Comparison, Judge, Scorer, UserError, Verdict
 from trueup.scorers import CALLABLE, load_object, make_scorer
+from trueup.scorers.asked import Own
+from trueup.scorers.faults import fault
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -27,28 +29,41 @@ def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
         if isinstance(spec, Mapping)
         else (spec, {})
     )
+    if not isinstance(use, str) or not use:
+        raise UserError(f"judge {spec!r}: key 'use' must name a function (module:function) or a reward model's folder")
     if not CALLABLE.match(use):
         return ScorerJudge(make_scorer(use, mesh))
     made = load_object(use)
     try:
         made = made(**{**({"seed": seed} if _takes_seed(made) else {}), **arguments}) if callable(made) else made
-    except TypeError as error:
-        raise UserError(f"judge '{use}': {error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise fault(f"judge '{use}'", error) from None
     if isinstance(made, Judge):
         return made
     if isinstance(made, Scorer):
-        return ScorerJudge(made)
+        return ScorerJudge(Own(use, made))
     raise UserError(f"judge '{use}' returned {type(made).__name__}, neither a judge nor a scorer")
 
 
 def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
     """The judge's verdicts. Raises UserError where they are not one probability, or an abstention, a comparison."""
-    verdicts = list(judge.judge(comparisons))
+    try:
+        found = judge.judge(comparisons)
+    except UserError:
+        raise
+    except Exception as error:
+        raise fault(f"judge '{judge.name}'", error) from None
+    if not isinstance(found, Iterable):
+        raise UserError(f"judge '{judge.name}' must give a list of Verdicts, got {type(found).__name__}")
+    verdicts = list(found)
     if len(verdicts) != len(comparisons):
         raise UserError(f"judge '{judge.name}' gave {len(verdicts)} verdicts to {len(comparisons)} comparisons")
     for verdict in verdicts:
         known = isinstance(verdict, Verdict)
-        if not known or not (verdict.p is None or 0 <= verdict.p <= 1):
+        number = known and isinstance(verdict.p, int | float)
+        if not known or not (verdict.p is None or (number and 0 <= verdict.p <= 1)):
             got = verdict.p if known else verdict
             raise UserError(
                 f"judge '{judge.name}' must give Verdicts with p in [0, 1], or None to abstain; got {got!r}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trueup.config import Config, display
+from trueup.config import Config, Seed, display
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
 from trueup.data.prepare import prompts as prepare_prompts
@@ -39,7 +39,7 @@ class GenerateConfig(Config):
     max_prompt: int = Field(512, gt=0)
     """Prompts with more tokens are dropped, and counted."""
     sampling: Sampling = Sampling(max_tokens=64)
-    seed: int = 0
+    seed: Seed = 0
     chunk: int = display(512, gt=0)
     """Completions sampled at once: no more than these are lost to a kill."""
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from trueup.config import Config, display
+from trueup.config import Config, Seed, display
+from trueup.data.completions import read_completions
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
-from trueup.records import Comparison, Completion, Judge, Prompt, UserError, Verdict, write_jsonl
-from trueup.run import Run, read_lines
+from trueup.records import Comparison, Completion, Judge, UserError, Verdict, write_jsonl
+from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "asks raters which of two answers is better: people compare more easily than they write"
@@ -42,7 +42,7 @@ class JudgeConfig(Config):
     """Share of the pairs that are asked twice, the second time of a judge with another seed."""
     limit: int = Field(0, ge=0)
     """Ask about so many pairs at most; 0 for all. What is asked twice comes on top."""
-    seed: int = 0
+    seed: Seed = 0
     chunk: int = display(32, gt=0)
     """Comparisons asked at once: no more than these answers are lost to a kill."""
 
@@ -115,13 +115,10 @@ def _second(verdict: Verdict) -> Verdict:
 
 def pair_up(path: str, limit: int, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
     """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random; and what is left out."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
     out: list[Comparison] = []
     dropped: Counter[str] = Counter()
-    for row in read_lines(Path(path)):
-        prompt = Prompt(tuple(row["prompt"]), {"category": row.get("category"), **row.get("meta", {})})
-        answers = [Completion(c["text"], c["stop"]) for c in row["completions"]]
+    for _, prompt, said in read_completions(path):
+        answers = [Completion(c["text"], c["stop"]) for c in said]
         if len(answers) % 2:
             dropped["answers without a partner"] += 1
         for a, b in zip(answers[::2], answers[1::2], strict=False):

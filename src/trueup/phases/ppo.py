@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from trueup.config import Config, display
+from trueup.config import Config, Seed, display
 from trueup.data.batches import Batch, Order, completion_batch
 from trueup.data.chat import Chat
 from trueup.data.files import Data
@@ -86,7 +86,7 @@ class PPOConfig(Config):
     most in it."""
     audit: Spec | None = None
     """Another scorer that is only logged, beside the one that is optimized: a gold score where one is known."""
-    seed: int = 0
+    seed: Seed = 0
     steps: int = Field(80, gt=0)
     batch: int = Field(64, gt=0)
     """Completions a step."""

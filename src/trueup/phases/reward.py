@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from trueup.config import Config, display
+from trueup.config import Config, Seed, display
 from trueup.data.batches import Batch, pair_batch, rectangle
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
@@ -52,7 +52,7 @@ class RewardConfig(Config):
     part: tuple[float, float] = (0.0, 1.0)
     """Only the prompts in this part of [0, 1): a reward model on (0.7, 1) can judge a policy trained against one on
     (0, 0.7), since they share no prompt."""
-    seed: int = 0
+    seed: Seed = 0
     max_length: int = Field(1024, gt=1)
     """Pairs with a longer row, or one that the model's context does not hold, are dropped, and counted."""
     held_out: float = Field(0.1, ge=0, lt=1)

@@ -5,16 +5,16 @@ Not in it: sampling (phase `generate`), verdicts on pairs (phase `judge`).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trueup.config import Config
 from trueup.data.chat import describe
+from trueup.data.completions import read_completions
 from trueup.engine.mesh import Mesh
-from trueup.records import Completion, Prompt, UserError, write_jsonl
-from trueup.run import Run, read_lines
+from trueup.records import Completion, UserError, write_jsonl
+from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "gives every answer its score"
@@ -31,14 +31,9 @@ class ScoreConfig(Config):
 
 
 def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
-    if not Path(config.completions).is_file():
-        raise UserError(f"{config.completions}: no such file")
-    rows = read_lines(Path(config.completions))
-    flat = [
-        (Prompt(tuple(row["prompt"]), {"category": row.get("category"), **row.get("meta", {})}), answer)
-        for row in rows
-        for answer in row["completions"]
-    ]
+    found = read_completions(config.completions)
+    rows = [row for row, _, _ in found]
+    flat = [(prompt, answer) for _, prompt, answers in found for answer in answers]
     if not flat:
         raise UserError(f"{config.completions}: holds no completions")
     scorer = make_scorer(config.scorer, mesh)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trueup.config import Config, display
+from trueup.config import Config, Seed, display
 from trueup.data.batches import Batch, text_batch
 from trueup.data.chat import Chat, Encoded, describe
 from trueup.data.files import Data
@@ -41,7 +41,7 @@ class SFTConfig(Config):
     data: Data
     """Demonstrations: `messages`, or `prompt` and `completion`. Several data sets: [a.jsonl, {path: b, weight: 0.5}]
     """
-    seed: int = 0
+    seed: Seed = 0
     max_length: int = Field(1024, gt=1)
     """Rows with more tokens, or more than the model's context holds, are dropped, and counted."""
     held_out: float = Field(0.05, ge=0, lt=1)

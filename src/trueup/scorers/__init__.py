@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueup.records import Completion, Prompt, Scorer, Scores, UserError
-from trueup.scorers.asked import refuse_gaps, start
+from trueup.scorers.asked import Own, refuse_gaps, start
+from trueup.scorers.faults import fault
 from trueup.scorers.functions import from_function
 from trueup.scorers.http import from_address
 
@@ -51,11 +52,16 @@ def load_object(spec: str) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module), name)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"'{spec}': no module named '{error.name}' (looked in {Path.cwd()} too)") from None
-    except AttributeError:
-        raise UserError(f"'{spec}': module '{module}' has no '{name}'") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise fault(f"'{spec}': the import of '{module}'", error) from None
+    if not hasattr(loaded, name):
+        raise UserError(f"'{spec}': module '{module}' has no '{name}'")
+    return getattr(loaded, name)
 
 
 def reward_model_in(scorer: Scorer) -> str | None:
@@ -64,6 +70,8 @@ def reward_model_in(scorer: Scorer) -> str | None:
 
     if isinstance(scorer, RewardModel):
         return scorer.name
+    if isinstance(scorer, Own):
+        return reward_model_in(scorer.scorer)
     parts = [(abs(w), one) for one, w in scorer.scorers] if isinstance(scorer, Weighted) else []
     found = [(w, name) for w, one in parts if (name := reward_model_in(one))]
     return max(found)[1] if found else None

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trueup.records import Completion, Prompt, Scorer, Scores, UserError
+from trueup.scorers.faults import fault
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -41,7 +42,18 @@ class Asked:
         answers: Callable[[], Any] = functools.partial(self.ask, prompts, completions)
         if self.waits and self.mesh.is_main:
             answers = asyncio.run_coroutine_threadsafe(answers(), loop()).result
-        return lambda: numbers(self.name, self.mesh.from_main(answers), len(completions))
+
+        def checked() -> np.ndarray:
+            """In the main process alone, so that a failure there is known to every process."""
+            try:
+                found = answers()
+            except UserError:
+                raise
+            except Exception as error:
+                raise fault(f"'{self.name}'", error) from None
+            return numbers(self.name, found, len(completions))
+
+        return lambda: self.mesh.from_main(checked)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
         value = self.start(prompts, completions)()
@@ -58,24 +70,63 @@ def loop() -> asyncio.AbstractEventLoop:
     return made
 
 
+class Own:
+    """A scorer that somebody else wrote: what it raises, and anything but B finite values, is told in one line."""
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self.scorer, self.spec, self.name = scorer, name, scorer.name
+
+    def start(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
+        return lambda: self._ask(prompts, completions).value
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        found = self._ask(prompts, completions)
+        refuse_gaps(self.spec, found.value, prompts)
+        return found
+
+    def _ask(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        try:
+            found = self.scorer.score(prompts, completions)
+        except UserError:
+            raise
+        except Exception as error:
+            raise fault(f"'{self.spec}'", error) from None
+        if not isinstance(found, Scores):
+            raise UserError(f"'{self.spec}' must return Scores, got {type(found).__name__}")
+        value = numbers(self.spec, [None if one != one else one for one in found.value], len(completions))
+        return Scores(value, found.parts)
+
+
 def start(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
     """As `Asked.start`, of any scorer."""
-    if isinstance(scorer, Asked):
+    if isinstance(scorer, Asked | Own):
         return scorer.start(prompts, completions)
     return lambda: scorer.score(prompts, completions).value
 
 
 def numbers(name: str, answers: Any, count: int) -> np.ndarray:
     """The answers as [count] float64, None as NaN. Raises UserError for anything else."""
+    if not isinstance(answers, Iterable) or isinstance(answers, str | dict):
+        raise UserError(f"'{name}' must return {count} numbers, got {type(answers).__name__}")
+    answers = list(answers)
     try:
         value = np.array([np.nan if one is None else float(one) for one in answers])
         given = np.array([one is not None for one in answers], dtype=bool)
     except (TypeError, ValueError):
-        raise UserError(f"'{name}' must return {count} numbers, got {type(answers).__name__}") from None
+        wrong = next(one for one in answers if one is not None and not _is_number(one))
+        raise UserError(f"'{name}' must return {count} numbers, got {type(wrong).__name__} among them") from None
     if len(value) != count or not np.isfinite(value[given]).all():
         bad = f"{len(value)} of them" if len(value) != count else f"{value[given][~np.isfinite(value[given])][0]}"
         raise UserError(f"'{name}' must return {count} finite numbers (None where it does not apply), got {bad}")
     return value
+
+
+def _is_number(one: Any) -> bool:
+    try:
+        float(one)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def refuse_gaps(name: str, value: np.ndarray, prompts: Sequence[Prompt]) -> None:

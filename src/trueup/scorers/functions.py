@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trueup.records import Completion, Prompt, Scorer, UserError
-from trueup.scorers.asked import Asked
+from trueup.scorers.asked import Asked, Own
+from trueup.scorers.faults import fault
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -25,16 +26,26 @@ if TYPE_CHECKING:
 
 def from_function(name: str, function: Callable[..., Any], mesh: Mesh) -> Scorer:
     """The scorer that `function` is, or returns (see above)."""
-    parameters = inspect.signature(function).parameters.values()
+    if not callable(function):
+        raise UserError(f"'{name}' is no function, but {type(function).__name__}")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # built into Python, such as max
+        raise UserError(f"'{name}' has no signature that tells what it takes; wrap it in a function") from None
     waits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return Asked(name, functools.partial(ask_by_keyword, name, function), mesh, waits=waits)
     if any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
         return Asked(name, function, mesh, waits=waits)
-    scorer = function()
+    try:
+        scorer = function()
+    except UserError:
+        raise
+    except Exception as error:
+        raise fault(f"'{name}'", error) from None
     if not isinstance(scorer, Scorer):
         raise UserError(f"'{name}' takes no arguments, so it must return a scorer; it returned {type(scorer).__name__}")
-    return scorer
+    return Own(name, scorer)
 
 
 def ask_by_keyword(
