@@ -29,8 +29,9 @@ MAY = {
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
     "check": GROUND | {"data", "models", "phases"},
+    "init": GROUND | {"data", "models"},
     "recipe": GROUND | {"engine", "world"},
-    "cli": {*GROUND, "recipe", "report", "chat", "export", "check", "data", "world", "engine"},
+    "cli": {*GROUND, "recipe", "report", "chat", "export", "check", "init", "data", "world", "engine"},
 }
 
 

@@ -140,6 +140,42 @@ def evaluate(assignments: Keys = None, name: Name = "evaluate", runs: Runs = RUN
 
 
 @app.command()
+def init(
+    out: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    model: Annotated[str, typer.Option(help="The model to start from: a folder or Hub name.")] = "",
+    demonstrations: Annotated[str | None, typer.Option(help="Prompts with ideal replies, for SFT.")] = None,
+    comparisons: Annotated[str | None, typer.Option(help="prompt, chosen, rejected, for the reward model.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompts for PPO; those of the comparisons without it.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Prompts that no stage trains on, to evaluate with.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; without it the recipe's.")] = None,
+) -> None:
+    """Write a commented recipe for your model and data, after a look at them."""
+    import yaml
+
+    from trueup.init import look, starter
+    from trueup.recipe import load_recipe, resolve
+    from trueup.records import write_text
+
+    given = {"demonstrations": demonstrations, "comparisons": comparisons, "prompts": prompts, "heldout": heldout}
+    if out.exists():
+        raise UserError(f"{out}: is there already, and is left as it is; name another file")
+    if not model:
+        raise UserError("name the model to start from: --model FOLDER, or a Hub name")
+    from trueup.data.chat import Chat
+    from trueup.run import console
+
+    chat = Chat.load(model)
+    found = {kind: look(kind, path, chat) for kind, path in given.items() if path}
+    text = starter(name or out.stem, model, found)
+    stages = resolve(load_recipe(yaml.safe_load(text)), RUNS)  # what it writes must run
+    write_text(out, text)
+    for one in found.values():
+        console.print(str(one), markup=False)
+    console.print(f"wrote {out}: {' -> '.join(s.name for s in stages)}", markup=False)
+    console.print(f"next: trueup run {out}", markup=False)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/world.")]) -> None:
     """Write RUN/report.html again."""
     if not (folder / "recipe.json").exists():
