@@ -186,6 +186,21 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's f
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Runs' folders: two to eight.")],
+    out: Annotated[Path, typer.Option(help="The page with the curves.")] = Path("compare.html"),
+) -> None:
+    """Runs side by side: closing figures and config differences here, curves in one HTML page."""
+    from trueup.report.versus import compare as read
+    from trueup.report.versus import tables, write_page
+    from trueup.run import console
+
+    found = read(folders)
+    console.print(tables(found))
+    console.print(f"page: {write_page(found, out)}", markup=False)
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one of its stages.")],
     out: Annotated[Path | None, typer.Option(help="Where it goes; RUN/export where none is named.")] = None,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.report.make_run import make_run
 from trueup.report import write_report
+from trueup.report.versus import compare, write_page
 
 pytestmark = pytest.mark.browser
 FLAGS = [
@@ -163,3 +164,17 @@ def test_parts_of_a_run_open_too(browser, tmp_path, options):
     visit = Visit(browser, write_report(make_run(tmp_path / "part", **options)))
     visit.scroll_through()
     assert visit.troubles == []
+
+
+@pytest.mark.parametrize("width", [1300, 400])
+def test_runs_side_by_side_open_and_draw_every_curve(browser, tmp_path, width):
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", stop_at="ppo")]
+    visit = Visit(
+        browser, write_page(compare(runs), tmp_path / "compare.html"), viewport={"width": width, "height": 900}
+    )
+    visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    visit.scroll_through()
+    charts = visit.page.locator("[data-chart]").count()
+    assert charts > 20 and visit.page.locator("[data-chart]:has(svg.main-svg)").count() == charts
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert visit.page.evaluate("window.pwned") is None and visit.troubles == []
