@@ -15,7 +15,8 @@ GROUND = {"records", "config", "run"}
 MAY = {
     "records": set(),
     "config": {"records"},
-    "run": {"records", "config"},
+    "track": {"records"},
+    "run": {"records", "config", "track"},
     "math": set(),
     "data": GROUND,
     "models": GROUND | {"math", "data"},
@@ -30,7 +31,7 @@ MAY = {
     "export": GROUND | {"report", "chat"},
     "check": GROUND | {"data", "models", "phases"},
     "init": GROUND | {"data", "models"},
-    "recipe": GROUND | {"engine", "world"},
+    "recipe": GROUND | {"engine", "track", "world"},
     "cli": {*GROUND, "recipe", "report", "chat", "export", "check", "init", "data", "world", "engine"},
 }
 

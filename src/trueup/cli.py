@@ -87,14 +87,14 @@ def _close(folder: Path, evaluations: list[Path]) -> None:
 
 
 def _stage(phase: str, assignments: list[str] | None, name: str, runs: Path) -> None:
-    """One stage alone is a recipe of one stage; `device` is the recipe's key."""
+    """One stage alone is a recipe of one stage; `device` and `track` are the recipe's keys."""
     from trueup.config import numbers, override
 
     if not assignments:
         raise UserError(f"trueup {phase} needs keys, such as model=... ; trueup keys {phase} lists them all")
     keys = numbers(override({}, assignments))
-    device = {"device": keys.pop("device")} if "device" in keys else {}
-    _run({"name": name, **device, "stages": {phase: {"phase": phase, **keys}}}, [], runs)
+    of_recipe = {key: keys.pop(key) for key in ("device", "track") if key in keys}
+    _run({"name": name, **of_recipe, "stages": {phase: {"phase": phase, **keys}}}, [], runs)
 
 
 @app.command()

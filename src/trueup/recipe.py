@@ -31,6 +31,7 @@ from rich.markup import escape
 from trueup.config import Config, Seed, key_fields, numbers, override, parse, read_yaml
 from trueup.records import UserError, write_json
 from trueup.run import UNMADE, Run, console, no_room, now, versions
+from trueup.track import Kind, check, start
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -57,6 +58,8 @@ class Recipe(Config):
     """Given to every stage that names none of its own."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1."""
+    track: Kind | None = None
+    """tensorboard, trackio or wandb: where figures and samples go beside the run's own files."""
     stages: dict[str, dict[str, Any]]
     """Stage name -> its phase and the phase's keys; the phase is the stage's name where none is given."""
 
@@ -210,6 +213,8 @@ def run_recipe(recipe: Recipe, runs: Path) -> list[Stage]:
 
     mesh = Mesh.from_env(recipe.device)
     stages = resolve(recipe, runs)
+    if recipe.track and mesh.is_main:
+        check(recipe.track)
 
     def record() -> None:
         write_json(
@@ -227,7 +232,7 @@ def run_recipe(recipe: Recipe, runs: Path) -> list[Stage]:
                 again = " (done before, but what it made is gone)" if manifest(stage.folder).get("made") else ""
                 console.print(f"{head}  {stage.module.WHAT}{again}")
         if not stage.done:
-            run_stage(stage, mesh, record)
+            run_stage(stage, mesh, record, recipe.track)
         mesh.barrier()
     return stages
 
@@ -242,7 +247,7 @@ def finished(run: Path, stages: Sequence[Stage]) -> dict[str, str]:
     return kept | new
 
 
-def run_stage(stage: Stage, mesh: Mesh, record: Callable[[], None]) -> None:
+def run_stage(stage: Stage, mesh: Mesh, record: Callable[[], None], track: Kind | None = None) -> None:
     """Runs it in its folder. Nothing is written, nor `record` called, before its inputs are read: a mistake in them
     leaves no trace, and hides nothing that was made before."""
     before = manifest(stage.folder)
@@ -272,6 +277,9 @@ def run_stage(stage: Stage, mesh: Mesh, record: Callable[[], None]) -> None:
         )
         write_json(stage.folder / "manifest.json", now_running)
         record()
+        if track:
+            config = stage.config.model_dump(mode="json")
+            run.tracker = start(track, stage.folder, stage=stage.name, config=config, first=run.first)
 
     with Run(stage.folder, name=stage.name, main=mesh.is_main, begin=begin) as run:
         mesh.barrier()  # the others read what the main process has tidied up

@@ -39,12 +39,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import trueup
 from trueup.config import Config
 from trueup.records import UserError, sync, write_json, write_jsonl
+from trueup.track import Tracker, numbers
 
 Answer = Callable[[range], list[dict[str, Any]]]
 LOGS = ("metrics.jsonl", "samples.jsonl")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNMADE = re.compile(
-    r"\.|(lock|checkpoint-\d+|best|(config|manifest)\.json|(metrics|samples|journal-.*)\.jsonl)$"
+    r"\.|(lock|checkpoint-\d+|best|tensorboard|wandb|(config|manifest)\.json|(metrics|samples|journal-.*)\.jsonl)$"
 )
 """What a stage does without once it is done; the rest is what it made."""
 LOGS_NEED = 16 << 20
@@ -78,6 +79,7 @@ class Run:
         """`begin` is called in the main process once, before the first step or the first thing that is written."""
         self.folder, self.name, self.main = folder, name, main
         self.begun = False
+        self.tracker: Tracker | None = None
         self._begin = begin
         self.live: dict[str, float] = {}
         self.keep = Keep(share=1)
@@ -107,12 +109,19 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.tracker:
+            self.tracker.close()
         if self._lock:
             self._lock.close()
             if not self.begun and {p.name for p in self.folder.iterdir()} == {"lock"}:
                 shutil.rmtree(self.folder)
                 with contextlib.suppress(OSError):  # other stages lie there
                     self.folder.parent.rmdir()
+
+    @property
+    def first(self) -> int:
+        """The first step that is still to do."""
+        return self._start
 
     def begin(self) -> None:
         """The inputs are read: from here on the stage leaves a trace."""
@@ -126,10 +135,14 @@ class Run:
         """One line of metrics for `step`; the progress bar shows `live`."""
         self.live.update({k: v for k, v in metrics.items() if isinstance(v, int | float)})
         self._append("metrics.jsonl", [{"step": step, **metrics}])
+        if self.tracker:
+            self.tracker.figures(step, numbers(metrics))
 
     def show(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Samples for `step`: prompt, completion, score and whatever else is known of each."""
         self._append("samples.jsonl", [{"step": step, **row} for row in rows])
+        if self.tracker and rows:
+            self.tracker.samples(step, rows)
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
