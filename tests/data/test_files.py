@@ -69,6 +69,8 @@ def test_a_text_in_brackets_stays_a_text(tmp_path):
     write_csv(tmp_path / "a.csv", [{"prompt": '[{"a": 1}, 2] is what?', "label": "safe", "margin": ""}])
     (prompt,) = read_prompts(tmp_path / "a.csv").records
     assert prompt == Prompt.of('[{"a": 1}, 2] is what?') and prompt.meta == {"label": "safe"}
+    write_csv(tmp_path / "b.csv", [{"prompt": '[1, {"a": 2}]'}])
+    assert read_prompts(tmp_path / "b.csv").records == [Prompt.of('[1, {"a": 2}]')]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,9 @@ def test_folders_that_the_datasets_library_wrote(tmp_path, library):
     assert read_preferences(Source(path=str(tmp_path / "both"), split="test")).records == wanted[1:]
     with pytest.raises(UserError, match=r"both: no split 'dev'; choose one by .*split: train\|test"):
         read_preferences(Source(path=str(tmp_path / "both"), split="dev"))
+    library.DatasetDict({"one": one, "two": two}).save_to_disk(tmp_path / "named")
+    with pytest.raises(UserError, match=r"named: no split 'train'; choose one by .*split: one\|two"):
+        read_preferences(tmp_path / "named")
     with pytest.raises(UserError, match="without splits, and no split 'test'"):
         read_preferences(Source(path=str(tmp_path / "one"), split="test"))
     with pytest.raises(UserError, match=r"a file has no 'split'"):
