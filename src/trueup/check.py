@@ -277,13 +277,13 @@ def strip(chat: Chat, role: str, ids: Sequence[int], most: int = 120) -> Text:
     for n, part in enumerate([ids[: most // 2], ids[-(most // 2) :]] if cut else [ids]):
         if n:
             out.append(f" … {len(ids) - most // 2 * 2} more tokens … ", style="dim blue")
-        for m, group in enumerate(characters(chat, part)):
+        for m, group in enumerate(characters(chat, list(part))):
             out.append("│" if m else "", style="dim blue")
             out.append(token(chat, group), style=PARTS[role])
     return out
 
 
-def characters(chat: Chat, ids: Sequence[int]) -> Iterator[Sequence[int]]:
+def characters(chat: Chat, ids: list[int]) -> Iterator[list[int]]:
     """One token each, but those together that are only together a character, as bytes of an apostrophe are."""
     start = 0
     while start < len(ids):

@@ -16,7 +16,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trueup.data.chat import Chat
-from trueup.data.readers import Rows, raw_rows, read_demonstrations, read_preferences, read_prompts
+from trueup.data.files import raw_rows
+from trueup.data.readers import Rows, read_demonstrations, read_preferences, read_prompts
 from trueup.models.load import context_length
 from trueup.records import Prompt, UserError
 
@@ -51,7 +52,7 @@ class Found:
 
 def look(kind: str, path: str, chat: Chat) -> Found:
     """Reads a file as the stage that takes it will. Raises UserError where it cannot."""
-    columns = list(next(raw_rows(Path(path)), (0, {}))[1])
+    columns = list(next(raw_rows(path), ("", {}))[1])
     if kind == "demonstrations":
         demos = read_demonstrations(path)
         pairs = [(d.prompt, [d.reply]) for d in demos.records]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trueup.data.readers import raw_rows
+from trueup.data.files import raw_rows
 from trueup.records import Prompt, UserError
 
 Answer = dict[str, Any]
@@ -14,7 +14,7 @@ EXPECTED = "expected a completions.jsonl of `trueup generate`: prompt (messages)
 
 def read_completions(path: str | Path) -> list[tuple[dict[str, Any], Prompt, list[Answer]]]:
     """(row, prompt, answers) of each row. Raises UserError naming file, line and what is wrong."""
-    return [_row(f"{path}, line {line}", row) for line, row in raw_rows(Path(path))]
+    return [_row(f"{path}, {place}", row) for place, row in raw_rows(path)]
 
 
 def _row(where: str, row: dict[str, Any]) -> tuple[dict[str, Any], Prompt, list[Answer]]:

@@ -75,8 +75,9 @@ def sources(data: Any) -> list[Source]:
     return [Source(path=listed)] if isinstance(listed, str) else list(listed)
 
 
-def raw_rows(source: Source) -> Iterator[tuple[str, Row]]:
+def raw_rows(data: str | Path | Source) -> Iterator[tuple[str, Row]]:
     """(place, row). Raises UserError naming the file, and the line where there is one."""
+    source = data if isinstance(data, Source) else Source(path=str(data))
     path = Path(source.path)
     plain = path.name.lower().removesuffix(".gz")
     kind = Path(plain).suffix
@@ -90,7 +91,8 @@ def raw_rows(source: Source) -> Iterator[tuple[str, Row]]:
     if given := source.model_fields_set & set(LIBRARY):
         raise UserError(f"{path}: a file has no {' or '.join(map(repr, sorted(given)))}; folders and Hub names do")
     try:
-        with gzip.open(path, "rb") if plain != path.name.lower() else open(path, "rb") as file:
+        opened: Any = gzip.open if plain != path.name.lower() else open
+        with opened(path, "rb") as file:
             yield from READERS[kind](path, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged gzip: {error}") from None

@@ -179,9 +179,9 @@ def prepare(
         if distinct:
             records = [r for r in dict.fromkeys(records) if r not in known]
             known.update(records)
-        rows = [(record, encode(record)) for record in records]
-        lengths = [length(row) for _, row in rows]
-        fitting = [row for row, tokens in zip(rows, lengths, strict=True) if tokens <= limit]
+        encoded = [(record, encode(record)) for record in records]
+        lengths = [length(row) for _, row in encoded]
+        fitting = [row for row, tokens in zip(encoded, lengths, strict=True) if tokens <= limit]
         train, held = split_by_prompt(fitting, held_out, lambda row: prompt(row[0]))
         parts.append([row for _, row in train])
         out.held += [row for _, row in held]

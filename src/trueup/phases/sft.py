@@ -91,7 +91,7 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         validate=partial(validate, valid, chat) if valid else None,
         save=partial(save_weights, model, chat=chat),
         load=partial(load_weights, model),
-        text_of=lambda row: chat.tokenizer.decode(row.ids),
+        text_of=lambda row: str(chat.tokenizer.decode(row.ids)),
     )
     run.write("final", partial(save_checked, model, chat=chat))
     return {

@@ -10,7 +10,7 @@ from trueup.records import UserError
 
 NOT_THEIRS = tuple(
     str(Path(folder).resolve())
-    for folder in (Path(__file__).parents[1], *(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib")))
+    for folder in (str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 )
 
 
