@@ -7,9 +7,13 @@ import torch
 
 from trueup.math import (
     AdaptiveKL,
+    best_of_n,
+    best_of_n_bound,
+    best_of_n_kl,
     bradley_terry_loss,
     center_penalty,
     clip_fraction,
+    dpo_loss,
     exact_kl,
     gae,
     kl_estimate,
@@ -179,3 +183,83 @@ def test_bradley_terry_with_flipped_labels(vector, close):
 def test_bradley_terry_at_extremes(vector, close):
     given, expected = vector("bradley_terry", "extremes")
     close(bradley_terry_loss(given["diff"], torch.zeros_like(given["diff"])), expected["neg_logsigmoid"], 1e-19)
+
+
+DPO = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo_summed", "cdpo": "cdpo", "robust": "robust_rdpo"}
+
+
+@pytest.mark.parametrize(("kind", "key"), DPO.items())
+def test_dpo(vector, close, kind, key):
+    given, expected = vector("dpo", "three_pairs")
+    logprobs = [given[k].requires_grad_() for k in ("chosen_logp", "rejected_logp")]
+    reference = [given[k] for k in ("ref_chosen_logp", "ref_rejected_logp")]
+    loss = dpo_loss(*logprobs, *reference, beta=given["beta"], kind=kind, label_smoothing=given["eps"])
+    close(loss, expected[key])
+    close(loss.mean(), expected[f"{key}_mean"])
+    if kind in ("sigmoid", "cdpo", "robust"):
+        chosen, rejected = torch.autograd.grad(loss.sum(), logprobs)
+        close(chosen, expected[f"grad_{'rdpo' if kind == 'robust' else kind}_wrt_h"])
+        close(chosen, -rejected)
+
+
+def test_dpo_ipo_averaged_over_length(vector, close):
+    given, expected = vector("dpo", "three_pairs")
+    sides = ("chosen", "rejected")
+    averaged = [given[f"{ref}{side}_logp"] / given[f"{side}_len"] for ref in ("", "ref_") for side in sides]
+    close(dpo_loss(*averaged, beta=given["beta"], kind="ipo"), expected["ipo_length_averaged"])
+
+
+def test_dpo_at_the_start(vector, close):
+    given, expected = vector("dpo", "zero_margin")
+    same = torch.tensor([-3.0], dtype=torch.float64)
+    for kind, key in {**DPO, "robust": "robust"}.items():
+        loss = dpo_loss(same, same - 1, same, same - 1, beta=given["beta"], kind=kind, label_smoothing=0.1)
+        close(loss.sum(), expected[key])
+
+
+def test_cdpo_has_its_minimum_where_the_vector_says(vector, close):
+    given, expected = vector("dpo", "three_pairs")
+    h = torch.tensor([expected["cdpo_minimiser_h"]], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros_like(h)
+    dpo_loss(h, zero, zero, zero, beta=given["beta"], kind="cdpo", label_smoothing=given["eps"]).sum().backward()
+    close(h.grad, zero.detach())
+
+
+def test_best_of_n(vector, close):
+    given, expected = vector("best_of_n", "unbiased_estimator_N6")
+    ns = [int(n) for n in expected]
+    for score in ("gold", "proxy"):
+        close(
+            best_of_n(given["proxy"], given[score], ns),
+            torch.stack([torch.tensor(expected[str(n)][score], dtype=torch.float64) for n in ns]),
+        )
+    for n in ns:
+        order = given["proxy"].argsort()
+        weights = [best_of_n(given["proxy"], (order[i] == torch.arange(6)).double(), [n])[0] for i in range(6)]
+        close(torch.stack(weights), expected[str(n)]["weights_by_ascending_rank"])
+        close(best_of_n_bound(n), expected[str(n)]["kl_formula"])
+
+
+def test_best_of_n_bound(vector, close):
+    given, expected = vector("best_of_n", "kl_formula")
+    bounds = torch.tensor([best_of_n_bound(int(n)) for n in given["n"]], dtype=torch.float64)
+    close(bounds, expected["kl"])
+    close(bounds.sqrt(), expected["d"])
+
+
+def test_best_of_n_of_a_discrete_policy(vector, close):
+    given, expected = vector("best_of_n", "discrete_policy_exact_kl")
+    ns = [int(n) for n in expected]
+    kl = best_of_n_kl(given["rewards_ascending"], ns, probs=given["p"])
+    close(kl, torch.tensor([expected[str(n)]["exact_kl"] for n in ns], dtype=torch.float64))
+    backwards = best_of_n_kl(given["rewards_ascending"].flip(0), ns, probs=given["p"].flip(0))
+    close(backwards, kl)
+
+
+def test_best_of_n_of_many_samples(vector, close):
+    given, expected = vector("best_of_n", "large_N_numerics")
+    proxy = torch.arange(given["N"], dtype=torch.float64)
+    top, second = (best_of_n(proxy, (proxy == given["N"] - k).double(), [given["n"]])[0] for k in (1, 2))
+    close(top, expected["weight_of_top_sample"])
+    close(second, expected["weight_of_second"])
+    close(best_of_n(proxy, torch.ones_like(proxy), [given["n"]])[0], expected["sum_weights"])

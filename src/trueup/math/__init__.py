@@ -5,6 +5,7 @@ config, no device, no logging. Values outside a mask are zero and never read.
 """
 
 from trueup.math.advantages import RunningBaseline, grpo_advantages, rloo_advantages
+from trueup.math.best_of_n import best_of_n, best_of_n_bound, best_of_n_kl
 from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate, kl_loss
 from trueup.math.masked import masked_mean, masked_var, whiten
 from trueup.math.ppo import (
@@ -16,17 +17,21 @@ from trueup.math.ppo import (
     ppo_value_loss,
     shape_rewards,
 )
-from trueup.math.preference import bradley_terry_loss, center_penalty
+from trueup.math.preference import bradley_terry_loss, center_penalty, dpo_loss, kto_baseline, kto_loss
 from trueup.math.statistics import bootstrap_interval, expected_calibration_error
 
 __all__ = [
     "AdaptiveKL",
     "RunningBaseline",
     "approx_kl",
+    "best_of_n",
+    "best_of_n_bound",
+    "best_of_n_kl",
     "bootstrap_interval",
     "bradley_terry_loss",
     "center_penalty",
     "clip_fraction",
+    "dpo_loss",
     "exact_kl",
     "expected_calibration_error",
     "explained_variance",
@@ -34,6 +39,8 @@ __all__ = [
     "grpo_advantages",
     "kl_estimate",
     "kl_loss",
+    "kto_baseline",
+    "kto_loss",
     "masked_mean",
     "masked_var",
     "ppo_policy_loss",
