@@ -82,6 +82,40 @@ def test_pairs_that_share_a_beginning_equal_rows_alone(name: str) -> None:
         assert (wanted[key] - found[key]).abs().max() < 1e-5 * scale, key
 
 
+@pytest.mark.parametrize("name", [*tiny.PACKED, "gemma2"])
+def test_log_probs_of_pairs_with_one_prompt_equal_those_of_the_plain_concatenations(name: str) -> None:
+    """Outputs and gradients, against each row by itself through the model's own forward: a prompt of 4 and replies of 5
+    and 3; replies that begin alike; a reply of one token; a pair with nothing in common; a pair of equal rows."""
+    lengths, prompts, common = [9, 7, 8, 6, 9, 5, 4, 9, 6, 6], [4, 4, 4, 1, 3], [4, 5, 4, 0, 6]
+    batch = tiny.rows(lengths)
+    for pair, same in enumerate(common):
+        batch["ids"][2 * pair + 1, :same] = batch["ids"][2 * pair, :same]
+    column = torch.arange(batch["ids"].shape[1])
+    starts = torch.tensor(prompts).repeat_interleave(2)[:, None]
+    batch["mask"] = (column >= starts) & (column < batch["lengths"][:, None])
+    pairs = {key: value.unflatten(0, (5, 2)) for key, value in batch.items()}
+    together, alone = Net(tiny.policy(name), "policy"), tiny.policy(name)
+    got, want = together(pairs)["logprobs"].flatten(0, 1), tiny.plain_logprobs(alone, batch)
+    assert (got - want).abs().max() < 1e-5
+    weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+    (got * weight).sum().backward(), (want * weight).sum().backward()
+    wanted, found = tiny.gradients(alone), tiny.gradients(together.model)
+    scale = max(g.abs().max() for g in wanted.values())
+    for key in wanted:
+        assert (wanted[key] - found[key]).abs().max() < 1e-5 * scale, key
+
+
+def test_the_prompt_of_a_pair_runs_once() -> None:
+    batch = tiny.rows([9, 7])
+    batch["ids"][1, :4] = batch["ids"][0, :4]
+    batch["ids"][1, 4] = batch["ids"][0, 4] % 60 + 1
+    batch["mask"] = (torch.arange(11) >= 4) & (torch.arange(11) < batch["lengths"][:, None])
+    net, ran = Net(tiny.policy(), "policy"), []
+    net.model.get_input_embeddings().register_forward_hook(lambda module, args, out: ran.append(args[0].numel()))
+    net({key: value[None] for key, value in batch.items()})
+    assert ran == [9 - 1 + 7 - 1 - 4]
+
+
 @pytest.mark.parametrize("name", tiny.PACKED)
 def test_the_last_feed_forward_runs_on_what_is_read(name: str) -> None:
     rows: list[int] = []

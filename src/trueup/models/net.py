@@ -59,19 +59,22 @@ class Net(nn.Module):
         ids, lengths = batch["ids"].flatten(0, -2), batch["lengths"].flatten()
         if self.kind == "reward":
             last = torch.arange(len(ids), device=ids.device) * ids.shape[1] + lengths - 1
-            hidden = states_at(self.model, ids, lengths.tolist(), last, shared=_shared(batch))
+            hidden = states_at(self.model, ids, lengths.tolist(), last, shared=_shared(batch, lengths))
             return {"scores": self._scalar(hidden).view(batch["lengths"].shape)}
         mask = batch["mask"].flatten(0, -2)
-        hidden = self._before(ids, lengths, mask)
+        hidden = self._before(batch)
         if self.kind == "critic":
             return {"values": _spread(self._scalar(hidden), batch["mask"])}
         logprobs, entropy = token_logprobs(hidden, Head.of(self.model), ids[mask], temperature=self.temperature)
         return {"logprobs": _spread(logprobs, batch["mask"]), "entropy": _spread(entropy, batch["mask"])}
 
-    def _before(self, ids: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+    def _before(self, batch: Batch) -> Tensor:
         """The hidden state [M, d] that predicts each counted token."""
         # The last token of a row predicts nothing that counts, so it need not go through the model.
-        return states_at(self.model, ids, (lengths - 1).clamp(min=1).tolist(), mask.flatten().nonzero()[:, 0] - 1)
+        lengths = (batch["lengths"].flatten() - 1).clamp(min=1)
+        cells = batch["mask"].flatten().nonzero()[:, 0] - 1
+        shared = _shared(batch, lengths)
+        return states_at(self.model, batch["ids"].flatten(0, -2), lengths.tolist(), cells, shared=shared)
 
     def _scalar(self, hidden: Tensor) -> Tensor:
         head = score_head(self.model)
@@ -106,26 +109,24 @@ class InBF16(nn.Module):
 @torch.no_grad()
 def exact_kl_per_token(policy: Net, reference: Net, batch: Batch) -> Tensor:
     """KL(policy || reference) over the vocabulary at each counted token, in nats [B, L]; zero outside the mask."""
-    ids, lengths, mask = batch["ids"].flatten(0, -2), batch["lengths"].flatten(), batch["mask"].flatten(0, -2)
     kl = exact_kl(
-        policy._before(ids, lengths, mask),
+        policy._before(batch),
         Head.of(policy.model),
-        reference._before(ids, lengths, mask),
+        reference._before(batch),
         Head.of(reference.model),
         temperature=policy.temperature,
     )
     return _spread(kl, batch["mask"])
 
 
-def _shared(batch: Batch) -> list[int] | None:
-    """With how many of its partner's tokens each row of pairs [B, 2, L] begins; None for single rows.
-
-    Both keep their last token to themselves, where the score is read."""
+def _shared(batch: Batch, lengths: Tensor) -> list[int] | None:
+    """With how many of its partner's tokens each row of pairs [B, 2, L] begins, of the lengths [2B] that go through the
+    model; None for single rows. Both keep their last token to themselves: `pack` wants one."""
     if batch["lengths"].ndim == 1:
         return None
     first, second = batch["ids"].unbind(1)
     alike = (first == second).long().cumprod(-1).sum(-1)
-    common = torch.minimum(alike, batch["lengths"].min(1).values - 1)
+    common = torch.minimum(alike, lengths.view(-1, 2).min(1).values - 1)
     return torch.stack([torch.zeros_like(common), common], 1).flatten().tolist()  # type: ignore[no-any-return]
 
 
