@@ -161,6 +161,10 @@ def test_help_needs_no_torch(tmp_path):
         (["score", "completions=none.jsonl", "scorer=toyrules:gold"], "no such file"),
         (["sft", "model=reward/none", "data=demos.jsonl"], "reward/none: no such folder"),  # not asked of the Hub
         (["sft", "model=base", "data=long.jsonl"], "the model's context"),
+        (["dpo", "model=sft/final", "data=none.jsonl"], "none.jsonl: no such file"),
+        (["dpo", "model=sft/final", "data=empty.jsonl"], "no usable rows"),
+        (["dpo", "model=sft/final", "data=pairs.jsonl", "loss=orpo"], "key 'loss'"),
+        (["dpo", "model=reward/final", "data=pairs.jsonl"], "reward/final"),
         (["reward", "model=base", "data=pairs.jsonl", "part=[0.7,0.7]"], "no prompt falls into part 0.7 to 0.7"),
         (["generate", "model=base", "prompts=prompts.jsonl", "max_prompt=2"], "every prompt has more than 2 tokens"),
         (["ppo", "model=base", "scorer=reward/final", "prompts=prompts.jsonl", "max_prompt=2"], "(0 held out, 64 over"),

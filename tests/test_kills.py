@@ -26,6 +26,14 @@ STAGES = {
     },
     "ppo": {**PPO, "steps": 12},
     "lora": {**PPO, "phase": "ppo", "steps": 12, "lora": {"r": 4}},
+    "dpo": {
+        "phase": "dpo",
+        "model": "sft/final",
+        "data": "pairs.jsonl",
+        "samples": 16,
+        "sampling": {"max_tokens": 20},
+        "train": {"epochs": 3, "batch": 8, "save_every": 5},
+    },
     "generate": {**GENERATE, "n": 8, "chunk": 16, "scorer": "reward/final"},
     "judge": {**JUDGE, "completions": "answers/completions.jsonl", "judge": "reward/final", "chunk": 2},
     "evaluate": {

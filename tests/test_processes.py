@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.toy import metrics, run
+from tests.toy import QUESTIONS, metrics, rows, run
 
 STAGES = {
     "sft": {
@@ -61,6 +61,23 @@ STAGES = {
         "steps": 2,
         "sampling": {"max_tokens": 20},
     },
+    "dpo": {
+        "model": "sft/final",
+        "data": "@comparisons/comparisons.jsonl",
+        "samples": 16,
+        "sampling": {"max_tokens": 20},
+        "train": {"epochs": 1, "batch": 8},
+    },
+    "kto": {
+        "phase": "dpo",
+        "loss": "kto",
+        "model": "sft/final",
+        "data": "thumbs.jsonl",
+        "lora": {"r": 4},
+        "samples": 16,
+        "sampling": {"max_tokens": 20},
+        "train": {"epochs": 1, "batch": 8},
+    },
     "evaluate": {
         "models": {"sft": "sft/final", "ppo": "@ppo/final"},
         "prompts": "prompts.jsonl",
@@ -72,6 +89,10 @@ STAGES = {
 
 @pytest.mark.long
 def test_torchrun_on_two_processes_equals_one(toy):
+    rows(
+        toy / "thumbs.jsonl",
+        [{"prompt": q, "completion": c, "label": c != "yes"} for q in QUESTIONS for c in ("the sky is blue.", "yes")],
+    )
     one = run(toy, STAGES, name="one-process")
     (toy / "two.yaml").write_text(json.dumps({"name": "two-processes", "device": "cpu", "stages": STAGES}))
     source = str(Path(__file__).parents[1] / "src")
@@ -96,13 +117,19 @@ def test_torchrun_on_two_processes_equals_one(toy):
         env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "2/8" in done.stdout and done.stdout.count("1/8 sft") == 1  # only the main process speaks
+    assert "2/10" in done.stdout and done.stdout.count("1/10 sft") == 1  # only the main process speaks
     for name, stage in one.items():
         (other,) = (toy / "runs" / "two-processes").glob(f"{name}-*")
         if (other / "final").exists():
             a, b = (load_file(f / "final" / "model.safetensors") for f in (stage.folder, other))
             assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a), name
-    rows = [json.loads(line) for line in (next((toy / "runs/two-processes").glob("ppo-*")) / "metrics.jsonl").open()]
-    for a, b in zip(metrics(one["ppo"]), rows, strict=True):
-        for name in ("score", "kl", "policy_loss", "value_loss", "entropy", "length"):
-            assert a[name] == pytest.approx(b[name], abs=2e-3), name
+    same = {
+        "ppo": ("score", "kl", "policy_loss", "value_loss", "entropy", "length"),
+        "dpo": ("loss", "margin", "accuracy", "chosen_logprobs", "grad_norm"),
+        "kto": ("loss", "baseline", "chosen_reward", "rejected_reward", "grad_norm"),
+    }
+    for stage, names in same.items():
+        (log,) = (toy / "runs/two-processes").glob(f"{stage}-*/metrics.jsonl")
+        for a, b in zip(metrics(one[stage]), map(json.loads, log.open()), strict=True):
+            for name in names:
+                assert a[name] == pytest.approx(b[name], abs=2e-3), (stage, name)

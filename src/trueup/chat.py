@@ -16,7 +16,7 @@ from trueup.models.load import load_policy
 from trueup.records import Message, UserError
 from trueup.run import console
 
-POLICIES = ("ppo", "sft")
+POLICIES = ("ppo", "dpo", "sft")
 
 
 def find_model(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trueup.records import UserError
+from trueup.records import CheckFailed, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +42,7 @@ def demo(assignments: Keys = None, runs: Runs = RUNS) -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, own.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, dpo, own.")],
     assignments: Keys = None,
     runs: Runs = RUNS,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
@@ -113,6 +113,12 @@ def reward(assignments: Keys = None, name: Name = "reward", runs: Runs = RUNS) -
 def ppo(assignments: Keys = None, name: Name = "ppo", runs: Runs = RUNS) -> None:
     """PPO under a KL penalty: model=SFT scorer=REWARD_MODEL prompts=PROMPTS.jsonl"""
     _stage("ppo", assignments, name, runs)
+
+
+@app.command()
+def dpo(assignments: Keys = None, name: Name = "dpo", runs: Runs = RUNS) -> None:
+    """Learn from comparisons without a reward model: model=SFT data=COMPARISONS.jsonl"""
+    _stage("dpo", assignments, name, runs)
 
 
 @app.command()
@@ -370,10 +376,7 @@ def main() -> None:
             raise
         print(f"trueup: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        ppo = sys.modules.get("trueup.phases.ppo")  # where it is not loaded it raised nothing, and it would load torch
-        if ppo is None or not isinstance(error, ppo.CheckFailed):
-            raise
+    except CheckFailed as error:
         print(f"trueup: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -42,6 +42,7 @@ PHASES = {
     "generate": ("trueup.phases.generate", "GenerateConfig"),
     "judge": ("trueup.phases.judge", "JudgeConfig"),
     "reward": ("trueup.phases.reward", "RewardConfig"),
+    "dpo": ("trueup.phases.dpo", "DPOConfig"),
     "ppo": ("trueup.phases.ppo", "PPOConfig"),
     "score": ("trueup.phases.score", "ScoreConfig"),
     "evaluate": ("trueup.evaluate.compare", "EvaluateConfig"),

@@ -24,6 +24,10 @@ class UserError(Exception):
     """Bad input, told in one line to the person who can mend it. The command line exits with 2."""
 
 
+class CheckFailed(RuntimeError):
+    """A phase's self-check found the machinery wrong; nothing was trained. The command line exits with 1."""
+
+
 class Message(TypedDict):
     role: str
     content: str
@@ -112,6 +116,15 @@ class Preference:
     margin: float = 0.0
     weight: float = 1.0
     rater: str = ""
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One completion, liked or not: a thumb up or down."""
+
+    prompt: Prompt
+    completion: Completion
+    good: bool
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,14 @@ class Run:
             write_json(self.folder / "results.json", data)
 
 
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """One more line of a JSONL file of ours, on the disk before this returns; it begins a line whatever was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(row))
+    sync(path)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file of ours; a last line that was cut off by a kill is left out."""
     if not path.exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.models_made import make_tokenizer
 from trueup.data.chat import Chat
-from trueup.data.readers import read_demonstrations, read_preferences, read_prompts
+from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, read_thumbs
 from trueup.records import Prompt
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -26,6 +26,9 @@ def test_every_row_shown_is_read(tmp_path):
         if '"chosen"' in line:
             (p,) = read_preferences(path).records
             assert (p.prompt, p.chosen.text.strip(), p.rejected.text.strip()) == (Prompt.of("Hi"), "Hello", "Go away")
+        elif '"label"' in line:
+            (t,) = read_thumbs(path).records
+            assert (t.prompt, t.completion.text, t.good) == (Prompt.of("Hi"), "Hello", True)
         elif line != '{"prompt": "Hi"}':
             assert read_demonstrations(path).records[0].reply in ("Hello", "3")
 

@@ -9,7 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, select_by_prompt, split_by_prompt
+from trueup.data.readers import (
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    read_thumbs,
+    select_by_prompt,
+    split_by_prompt,
+)
 from trueup.records import Prompt, UserError
 
 USER = {"role": "user", "content": "Hi"}
@@ -48,6 +55,46 @@ def test_preferences(tmp_path, row):
     assert (p.prompt, p.chosen.text.strip(), p.rejected.text.strip()) == (Prompt.of("Hi"), "Hello", "Go")
     assert (p.label, p.margin, p.weight, p.prompt.category) == (0.75, 2, 0.5, "greeting")
     assert p.chosen.ended and not p.rejected.ended
+
+
+def test_thumbs(tmp_path):
+    path = write(
+        tmp_path / "t.jsonl",
+        {"prompt": "Hi", "completion": "Hello", "label": True, "category": "greeting"},
+        {
+            "prompt": [USER],
+            "completion": [{"role": "assistant", "content": "Go"}],
+            "label": 0,
+            "completion_ended": False,
+        },
+        {"prompt": [USER], "completion": [USER, REPLY], "label": 1},
+    )
+    found = read_thumbs(path).records
+    assert [(t.prompt, t.completion.text, t.completion.ended, t.good) for t in found] == [
+        (Prompt.of("Hi"), "Hello", True, True),
+        (Prompt.of("Hi"), "Go", False, False),
+        (Prompt.of("Hi"), "Hello", True, True),
+    ]
+    assert found[0].prompt.category == "greeting"
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"label": "yes"}, "column 'label' must be true or false, found 'yes'"),
+        ({"label": 0.7}, "column 'label' must be true or false, found 0.7"),
+        ({"label": None}, "column 'label' must be true or false, found None"),
+        ({"completion": 3}, "column 'completion' must be text, found int"),
+        ({"prompt": [USER, REPLY]}, "column 'prompt' must end with the user's turn"),
+    ],
+)
+def test_bad_thumbs_name_file_line_and_column(tmp_path, row, said):
+    good = {"prompt": "Hi", "completion": "a", "label": True}
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2: ") as error:
+        read_thumbs(write(tmp_path / "t.jsonl", good, good | row))
+    assert said in str(error.value)
+    with pytest.raises(UserError, match="column 'label' is missing; found 'prompt', 'completion'"):
+        read_thumbs(write(tmp_path / "t.jsonl", {"prompt": "Hi", "completion": "a"}))
 
 
 def test_transcripts_of_several_turns(tmp_path):

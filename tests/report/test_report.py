@@ -332,12 +332,35 @@ def test_metrics_that_are_not_numbers_are_left_out(plain_page):
 
 
 def test_an_unknown_phase_gets_its_curves_too(tmp_path):
-    folder = tmp_path / "new"
-    write(folder / "recipe.json", {"recipe": {"name": "new"}, "stages": {"dpo": "dpo-1"}})
+    folder = tmp_path / "run"
+    write(folder / "recipe.json", {"recipe": {"name": "new"}, "stages": {"new": "new-1"}})
+    write(folder / "new-1" / "config.json", {"phase": "new", "config": {"beta": 0.1}})
+    write(folder / "new-1" / "manifest.json", {"phase": "new", "status": "done", "seconds": 3})
+    (folder / "new-1" / "metrics.jsonl").write_text('{"step": 0, "margin": 0.1}\n{"step": 1, "margin": 0.2}\n')
+    assert "m-new-margin" in page(folder).data("chart-data")
+
+
+def test_a_dpo_stage_is_told_drawn_and_warned_of(tmp_path):
+    folder = tmp_path / "run"
+    write(folder / "recipe.json", {"recipe": {"name": "run"}, "stages": {"dpo": "dpo-1"}})
     write(folder / "dpo-1" / "config.json", {"phase": "dpo", "config": {"beta": 0.1}})
     write(folder / "dpo-1" / "manifest.json", {"phase": "dpo", "status": "done", "seconds": 3})
-    (folder / "dpo-1" / "metrics.jsonl").write_text('{"step": 0, "margin": 0.1}\n{"step": 1, "margin": 0.2}\n')
-    assert "m-dpo-margin" in page(folder).data("chart-data")
+    write(folder / "dpo-1" / "results.json", {"steps": 9, "rows": 72, "validation_accuracy": 0.75, "kl": 1.26})
+    logged = [
+        {"loss": 0.69, "validation_loss": 0.68, "margin": 0.1, "validation_chosen_logprobs": -10.0, "end_rate": 1},
+        {"loss": 0.5, "validation_loss": 0.6, "margin": 0.2, "validation_chosen_logprobs": -12.5, "end_rate": 0.5},
+    ]
+    (folder / "dpo-1" / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i, **row}) + "\n" for i, row in enumerate(logged))
+    )
+    said = headline(read_run(folder))
+    assert "DPO: 9 steps over 72 rows" in said.claim
+    assert "75% of held-out rows are ordered as labelled" in said.claim
+    assert "held-out chosen replies −10.0 → −12.5 nats" in said.claim and "KL 1.3 nats on its own answers" in said.claim
+    assert said.warnings == ["DPO: only 50% of its answers end by themselves."]
+    charts = page(folder).data("chart-data")
+    assert [t["name"] for t in charts["m-dpo-loss"]["data"]] == ["training", "held out"]
+    assert "m-dpo-margin" in charts and "m-dpo-validation_loss" not in charts
 
 
 def test_the_reward_models_figures(plain_page):

@@ -37,6 +37,13 @@ def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Seq
     return text_batch(rows, pad_id)
 
 
+def pair_completions(pairs: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], pad_id: int) -> Batch:
+    """Of prompts with two replies each: ids [B, 2, L], lengths [B, 2], mask [B, 2, L] as in `completion_batch`."""
+    rows = [(prompt, reply) for prompt, replies in pairs for reply in replies]
+    batch = completion_batch(*zip(*rows, strict=True), pad_id)
+    return {name: value.unflatten(0, (len(pairs), 2)) for name, value in batch.items()}
+
+
 def pair_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Batch:
     """ids [B, 2, L], lengths [B, 2]: chosen first. One tensor, so that a chosen row cannot lose its partner."""
     ids, lengths = rectangle([row for pair in pairs for row in pair], pad_id)

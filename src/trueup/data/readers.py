@@ -7,6 +7,7 @@
     prompt (or question)          string or message list                              -> Prompt
     prompt, chosen, rejected      replies, or whole conversations that open with it   -> Preference
     chosen, rejected              the prompt is what both conversations share         -> Preference
+    prompt, completion, label     true (liked) or false, for KTO                      -> Thumb
 
 A message is {role, content}, or ShareGPT's {from, value}. `system` is a system message where the conversation has none.
 Strings may be "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts: whole in `chosen`/`rejected` without a prompt, up to
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trueup.data.files import Source, raw_rows, sources
-from trueup.records import Completion, Demonstration, Message, Preference, Prompt, UserError
+from trueup.records import Completion, Demonstration, Message, Preference, Prompt, Stop, Thumb, UserError
 
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
@@ -77,6 +78,10 @@ def read_prompts(data: str | Path | Source) -> Rows[Prompt]:
 
 def read_preferences(data: str | Path | Source) -> Rows[Preference]:
     return _read(data, _preference, "prompt, chosen and rejected, or chosen and rejected")
+
+
+def read_thumbs(data: str | Path | Source) -> Rows[Thumb]:
+    return _read(data, _thumb, "prompt, completion and label")
 
 
 def _read(data: str | Path | Source, make: Callable[[dict[str, Any]], T], expected: str) -> Rows[T]:
@@ -310,6 +315,16 @@ def _preference(row: dict[str, Any]) -> Preference:
         rater=str(row.get("rater") or ""),
         **numbers,
     )
+
+
+def _thumb(row: dict[str, Any]) -> Thumb:
+    if missing := {"prompt", "completion", "label"} - row.keys():
+        raise BadRow(f"column '{sorted(missing)[0]}' is missing; found {', '.join(map(repr, row)) or 'none'}")
+    if row["label"] not in (True, False):  # 1 and 0 are equal to these
+        raise BadRow(f"column 'label' must be true or false, found {row['label']!r}")
+    before, reply = _after(_before(row), "prompt", row["completion"], "completion")
+    stop: Stop = "length" if row.get("completion_ended") is False else "eos"
+    return Thumb(_awaiting(before, row, "prompt"), Completion(reply, stop), bool(row["label"]))
 
 
 def _number(row: dict[str, Any], column: str, default: float) -> float:

@@ -60,11 +60,13 @@ def fit(
     save: Callable[[Path], object],
     load: Callable[[Path], object],
     text_of: Callable[[T], str] | None = None,
+    before: Callable[[Learner, Batch], Batch] | None = None,
 ) -> dict[str, Any]:
     """Trains `net` on `rows`; afterwards it holds the best weights by `validation_loss`, or the last ones.
 
     `save` and `load` write and read the model's weights as a folder; `validate` returns figures, among them
-    `validation_loss` (lower is better). `text_of` tells a row to who looks for the one that a loss fails on.
+    `validation_loss` (lower is better); without it the last weights stay. `text_of` tells a row to who looks for the
+    one that a loss fails on. `before` adds to a batch what couples rows.
     """
     order = Order(len(rows), config.batch, seed)
     steps = order.steps(config.epochs)
@@ -79,8 +81,11 @@ def fit(
         began = time.monotonic()
         chosen = [rows[i] for i in order.at(step)]
         batch = make_batch(chosen)
+        if before:
+            batch = before(learner, batch)
         try:
-            metrics = {**learner.forward_backward(batch, loss_fn), **learner.step()}
+            losses = learner.forward_backward(batch, loss_fn)
+            metrics = {**{name.removeprefix("metric/"): value for name, value in losses.items()}, **learner.step()}
         except NotFinite as error:
             if text_of is None or not error.rows:
                 raise
@@ -89,7 +94,8 @@ def fit(
         last, better = step + 1 == steps, False
         if validate and ((step + 1) % every == 0 or last):
             figures = dict(validate(learner))
-            better = best.offer(step, figures["validation_loss"], save)
+            if "validation_loss" in figures:
+                better = best.offer(step, figures["validation_loss"], save)
             metrics |= figures
         run.log(step, **metrics)
         if not last:

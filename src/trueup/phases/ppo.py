@@ -51,7 +51,7 @@ from trueup.models.load import context_length, load_policy
 from trueup.models.lora import Lora
 from trueup.models.net import Net, Precision
 from trueup.models.roles import Models, load_reward, load_weights, models_of, save_checked, save_weights
-from trueup.records import Completion, Prompt, Scorer, UserError, start_of
+from trueup.records import CheckFailed, Completion, Prompt, Scorer, UserError, start_of
 from trueup.run import Best, Keep, Run, peak_memory
 from trueup.scorers import Spec, make_scorer, reward_model_in
 
@@ -444,10 +444,6 @@ def validate(config: PPOConfig, players: Players, held: list[Prompt]) -> float:
     moves, the same coefficient each time."""
     rollout = make_rollout(config, players, held, 2**31 - 2, config.kl_coef)
     return float(rollout.rewards.sum(1).mean())
-
-
-class CheckFailed(RuntimeError):
-    """The self-check at step 0 found the machinery wrong; nothing was trained."""
 
 
 def self_check(config: PPOConfig, run: Run, players: Players, rollout: Rollout, kl_coef: float) -> None:

@@ -27,7 +27,7 @@ from trueup.report.figures import (
 )
 from trueup.report.read import ABSENT, DONE, RunData, Stage, number, pair
 
-TRAINED = {"sft", "reward", "ppo"}
+TRAINED = {"sft", "reward", "ppo", "dpo"}
 FEW = 30  # fewer measurements than this warn of nothing
 
 
@@ -50,7 +50,7 @@ def headline(run: RunData) -> Headline:
         _evaluated(out, run, evaluation)
     elif ppo:
         _only_ppo(out, ppo)
-    elif trained := [s for s in run.stages if s.status == DONE and s.phase in ("sft", "reward")]:
+    elif trained := [s for s in run.stages if s.status == DONE and s.phase in ("sft", "reward", "dpo")]:
         out.claim = " ".join(_stage_line(s) for s in trained)
     else:
         done = [s.name for s in run.stages if s.status == DONE]
@@ -103,7 +103,9 @@ def judged_by(run: RunData, stage: Stage) -> str:
                 f"Win rates are judged by the gold score ({gold}). PPO optimized that very score here: a control that "
                 "tells the optimizer's faults from a reward model's, not a fair measurement."
             )
-        text = f"Win rates are judged by the gold score ({gold}), which PPO never optimized"
+        learned = " and ".join(p.upper() for p in ("ppo", "dpo") if run.of(p))
+        by = f"{learned} never" if learned else "nothing here"
+        text = f"Win rates are judged by the gold score ({gold}), which {by} optimized"
         labels = [s.name for s in run.of("judge") if _use(s.config.get("judge")) == config.get("gold")]
         return f"{text}; it also gave the labels of stage “{labels[0]}”." if labels else f"{text}."
     if not judge:
@@ -298,6 +300,18 @@ def _stage_line(stage: Stage) -> str:
                 a, b = ends(values)
                 text += f"; {what} {num(a)} → {num(b)}"
         return head + text + " on the training prompts (first and last tenth of the steps)."
+    if stage.phase == "dpo" and r:
+        parts = [f"{num(number(r, 'steps'), 0)} steps over {num(number(r, 'rows'), 0)} rows"]
+        if number(r, "validation_accuracy") is not None:
+            parts.append(f"{percent(number(r, 'validation_accuracy'))} of held-out rows are ordered as labelled")
+        for side in ("chosen", "rejected"):
+            values = stage.curve(f"validation_{side}_logprobs")[1]
+            if len(values) > 1:
+                moved = f"{num(values[0], 1)} → {num(values[-1], 1)} nats"
+                parts.append(f"log-prob of held-out {side} replies {moved}")
+        if number(r, "kl") is not None:
+            parts.append(f"KL {num(number(r, 'kl'), 1)} nats on its own answers")
+        return head + "; ".join(parts) + "."
     if stage.phase == "judge" and r.get("comparisons"):
         label = number(r, "label_accuracy")
         right = f"; {percent(label)} of the labels agree with the gold score" if label is not None else ""
@@ -305,7 +319,7 @@ def _stage_line(stage: Stage) -> str:
     if (
         stage.status == DONE
         and m.get("phase")
-        and stage.phase not in ("world", "evaluate", "generate", "score", "sft", "reward")
+        and stage.phase not in ("world", "evaluate", "generate", "score", "sft", "reward", "dpo")
     ):
         return head + f"done in {duration(number(m, 'seconds'))}."
     return ""
@@ -368,6 +382,10 @@ def _warnings(stage: Stage) -> list[str]:
             found.append(
                 f"{name}: no better than choosing the longer answer ({percent(share)} against {percent(longer)})."
             )
+    if stage.phase == "dpo":
+        end = stage.curve("end_rate")[1]
+        if end and end[-1] < 0.9:
+            found.append(f"{name}: only {percent(end[-1])} of its answers end by themselves.")
     if stage.phase == "sft" and len(stage.samples) >= FEW:
         end_rate = number(stage.results, "end_rate")
         if end_rate is not None and end_rate < 0.9:

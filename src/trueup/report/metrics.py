@@ -33,8 +33,8 @@ SUPERVISED: dict[str, Metric] = {
         "`train.patience` to stop early.",
     ),
     "accuracy": Metric(
-        "Held-out accuracy",
-        "share of pairs, held out, that are ordered as labelled",
+        "Accuracy",
+        "share of pairs that are ordered as labelled (of a reward model: held out)",
         "Above the longer-wins rule, and under the ceiling that the raters' own noise sets.",
         "At 0.5: nothing is learned, check that `chosen` and `rejected` are not swapped or alike. No better than "
         "longer-wins: it learned length.",
@@ -64,6 +64,47 @@ SUPERVISED: dict[str, Metric] = {
         "seconds",
         "Steady, in proportion to the tokens.",
         "Rising: memory is short, lower `micro_tokens`.",
+    ),
+}
+
+DPO: dict[str, Metric] = {
+    "margin": Metric(
+        "Implicit reward margin",
+        "beta × nats: reward of the chosen reply minus that of the rejected one",
+        "Rises from 0. A reward here is beta × (log-prob by the policy - log-prob by the reference).",
+        "Flat: raise `train.optim.lr`. Rises in training and not on held-out prompts: fewer `train.epochs`.",
+    ),
+    "chosen_reward": Metric(
+        "Implicit reward of chosen (liked) replies",
+        "beta × nats, 0 at the start",
+        "Stays near 0, or falls more slowly than that of the rejected ones.",
+        "Falls far: see `chosen_logprobs`.",
+    ),
+    "rejected_reward": Metric(
+        "Implicit reward of rejected (disliked) replies",
+        "beta × nats, 0 at the start",
+        "Falls.",
+        "Rises: see `margin`.",
+    ),
+    "chosen_logprobs": Metric(
+        "Log-prob of chosen (liked) replies",
+        "nats per reply",
+        "May fall a little: the loss sees only the difference to the rejected reply, and where the two are alike "
+        "both are pushed down together.",
+        "Falls by many nats while `kl` grows: the probability has gone to replies that nobody has judged. Raise "
+        "`beta`, lower the rate, or give `sft_coef` a weight.",
+    ),
+    "rejected_logprobs": Metric(
+        "Log-prob of rejected (disliked) replies",
+        "nats per reply",
+        "Falls.",
+        "Rises with the chosen one: see `margin`.",
+    ),
+    "sft": Metric(
+        "SFT term",
+        "nats per token of the chosen reply × `sft_coef`",
+        "Falls or holds.",
+        "Rises: raise `sft_coef`.",
     ),
 }
 
@@ -246,7 +287,7 @@ PPO: dict[str, Metric] = {
     ),
 }
 
-METRICS: dict[str, Metric] = {**SUPERVISED, **PPO}
+METRICS: dict[str, Metric] = {**SUPERVISED, **DPO, **PPO}
 
 INTRODUCTION = """# The metrics
 
@@ -255,6 +296,13 @@ healthy and what to do when it is not. It is written from `trueup.report.metrics
 
 When something is wrong, read the samples first. Then look in this order: end rate and length, KL, entropy, explained
 variance, clip fraction, and only then the losses. Losses of PPO say little by themselves.
+
+## The self-check before step 0 of DPO
+
+Policy and reference are the same weights, so the loss is known: ln 2 for sigmoid, cdpo and robust, 1 for hinge,
+1/(4 beta²) for ipo, 1/2 for kto. DPO computes it on the first rows, says both figures, and stops where they differ, or
+where any log-prob of the policy is not the reference's within 1e-3 nats. When not: what lies in
+`runs/.reference-logprobs` is not of these weights; delete that folder.
 
 ## The self-check at step 0 of PPO
 
@@ -273,7 +321,7 @@ Before the first update PPO checks itself, prints what it found, and stops where
 def markdown() -> str:
     """The text of `docs/metrics.md`."""
     parts = [INTRODUCTION]
-    for title, metrics in (("SFT and reward model", SUPERVISED), ("PPO", PPO)):
+    for title, metrics in (("SFT and reward model", SUPERVISED), ("DPO", DPO), ("PPO", PPO)):
         parts.append(f"## {title}\n")
         for name, m in metrics.items():
             parts.append(

@@ -13,6 +13,7 @@ from trueup.report.read import Stage, number
 FIRST: dict[str, list[str]] = {
     "sft": ["loss", "grad_norm"],
     "reward": ["loss", "accuracy"],
+    "dpo": ["loss", "accuracy", "margin", "chosen_logprobs", "rejected_logprobs", "kl", "length", "end_rate"],
     "ppo": [
         "score",
         "audit",
@@ -31,7 +32,7 @@ FIRST: dict[str, list[str]] = {
         "end_rate",
     ],
 }
-LOSS_UNIT = {"sft": "nats per token", "reward": "nats per pair"}
+LOSS_UNIT = {"sft": "nats per token", "reward": "nats per pair", "dpo": "per row"}
 THEN = [
     "policy_loss",
     "kl_loss",
@@ -64,8 +65,8 @@ def training(stage: Stage) -> Group | None:
     if (best := number(stage.results, "best_step")) is not None:
         group.text += f" The weights kept are those of step {best:.0f}, the best on held-out data (dotted line)."
     parts = [n for n in names if n.startswith("seconds_")]
-    beside = {"loss": [n for n in ("validation_loss",) if n in names]} if "loss" in names else {}
-    alone = [n for n in names if "/" not in n and n not in parts and n not in beside.get("loss", [])]
+    beside = {n: [f"validation_{n}"] for n in names if f"validation_{n}" in names}
+    alone = [n for n in names if "/" not in n and n not in parts and [n] not in beside.values()]
     first = [n for n in FIRST.get(stage.phase, alone) if n in alone]
     rest = [n for n in THEN if n in alone and n not in first]
     rest += [n for n in alone if n not in first and n not in rest]
