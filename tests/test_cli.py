@@ -165,6 +165,8 @@ def test_help_needs_no_torch(tmp_path):
         (["dpo", "model=sft/final", "data=empty.jsonl"], "no usable rows"),
         (["dpo", "model=sft/final", "data=pairs.jsonl", "loss=orpo"], "key 'loss'"),
         (["dpo", "model=reward/final", "data=pairs.jsonl"], "reward/final"),
+        (["best-of-n", "model=sft/final", "prompts=prompts.jsonl"], "'scorer'"),
+        (["best-of-n", "model=sft/final", "prompts=prompts.jsonl", "scorer=toyrules:blue", "n=1"], "'n'"),
         (["reward", "model=base", "data=pairs.jsonl", "part=[0.7,0.7]"], "no prompt falls into part 0.7 to 0.7"),
         (["generate", "model=base", "prompts=prompts.jsonl", "max_prompt=2"], "every prompt has more than 2 tokens"),
         (["ppo", "model=base", "scorer=reward/final", "prompts=prompts.jsonl", "max_prompt=2"], "(0 held out, 64 over"),

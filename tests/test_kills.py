@@ -34,6 +34,15 @@ STAGES = {
         "sampling": {"max_tokens": 20},
         "train": {"epochs": 3, "batch": 8, "save_every": 5},
     },
+    "best-of-n": {
+        "phase": "best-of-n",
+        "model": "sft/final",
+        "prompts": "prompts.jsonl",
+        "scorer": "reward/final",
+        "n": 8,
+        "chunk": 16,
+        "sampling": {"max_tokens": 20},
+    },
     "generate": {**GENERATE, "n": 8, "chunk": 16, "scorer": "reward/final"},
     "judge": {**JUDGE, "completions": "answers/completions.jsonl", "judge": "reward/final", "chunk": 2},
     "evaluate": {

@@ -127,6 +127,12 @@ def generate(assignments: Keys = None, name: Name = "generate", runs: Runs = RUN
     _stage("generate", assignments, name, runs)
 
 
+@app.command("best-of-n")
+def best_of_n(assignments: Keys = None, name: Name = "best-of-n", runs: Runs = RUNS) -> None:
+    """Keep the best of many answers: model=SFT scorer=REWARD_MODEL prompts=PROMPTS.jsonl n=16"""
+    _stage("best-of-n", assignments, name, runs)
+
+
 @app.command()
 def judge(assignments: Keys = None, name: Name = "judge", runs: Runs = RUNS) -> None:
     """Label pairs of sampled answers: completions=COMPLETIONS.jsonl judge=module:function"""

@@ -44,6 +44,7 @@ PHASES = {
     "reward": ("trueup.phases.reward", "RewardConfig"),
     "dpo": ("trueup.phases.dpo", "DPOConfig"),
     "ppo": ("trueup.phases.ppo", "PPOConfig"),
+    "best-of-n": ("trueup.phases.best_of_n", "BestOfNConfig"),
     "score": ("trueup.phases.score", "ScoreConfig"),
     "evaluate": ("trueup.evaluate.compare", "EvaluateConfig"),
 }

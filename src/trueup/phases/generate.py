@@ -14,9 +14,10 @@ from trueup.config import Config, Seed, display
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
 from trueup.data.prepare import prompts as prepare_prompts
+from trueup.engine.answers import answers, completion_rows
 from trueup.engine.mesh import Mesh
-from trueup.engine.sampler import Sampler, Sampling
-from trueup.models.load import context_length, load_policy
+from trueup.engine.sampler import Sampling
+from trueup.models.load import context_length
 from trueup.records import UserError, write_jsonl
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
@@ -52,43 +53,29 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if not found.train:
         raise UserError(f"{found.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
     prompts = found.train[: config.limit or None]
-    sampler = Sampler.speaking(chat, load_policy(config.model, device=mesh.device), mesh)
-    scorer = make_scorer(config.scorer, mesh) if config.scorer else None
-
-    asked = [p for p in prompts for _ in range(config.n)]
-
-    def answer(index: range) -> list[dict[str, Any]]:
-        part = [asked[i] for i in index]
-        ids = [chat.prompt_ids(p.messages) for p in part]
-        answers = sampler.sample(ids, config.sampling, seed=config.seed, step=0, index=index)
-        scores = scorer.score(part, answers).value if scorer else [None] * len(part)
-        return [
-            {"text": c.text, "stop": c.stop, "ids": list(c.ids), "logprobs": list(c.logprobs)}
-            | ({} if s is None else {"score": float(s)})
-            for c, s in zip(answers, scores, strict=True)
-        ]
-
-    answers = run.journaled("completions", len(asked), config.chunk, answer)
+    scorers = {"score": make_scorer(config.scorer, mesh)} if config.scorer else {}
+    answered = answers(
+        config.model,
+        chat,
+        prompts,
+        config.n,
+        config.sampling,
+        run,
+        mesh,
+        scorers=scorers,
+        seed=config.seed,
+        chunk=config.chunk,
+    )
+    flat = [a for row in answered for a in row]
     if mesh.is_main:
-        write_jsonl(
-            run.folder / "completions.jsonl",
-            [
-                {
-                    "prompt": [dict(m) for m in p.messages],
-                    "category": p.category,
-                    "meta": dict(p.meta),
-                    "completions": answers[i * config.n : (i + 1) * config.n],
-                }
-                for i, p in enumerate(prompts)
-            ],
-        )
-        shown = list(zip(asked, answers, strict=True))[:50]
+        write_jsonl(run.folder / "completions.jsonl", completion_rows(prompts, answered))
+        shown = [(p, a) for p, row in zip(prompts, answered, strict=True) for a in row][:50]
         run.show(0, [{**describe(p), "completion": a["text"], "stop": a["stop"]} for p, a in shown])
     mesh.barrier()
     return {
         "prompts": len(prompts),
-        "completions": len(answers),
+        "completions": len(flat),
         **found.results(),
-        "end_rate": sum(a["stop"] != "length" for a in answers) / len(answers),
-        "length": sum(len(a["ids"]) for a in answers) / len(answers),
+        "end_rate": sum(a["stop"] != "length" for a in flat) / len(flat),
+        "length": sum(len(a["ids"]) for a in flat) / len(flat),
     }
