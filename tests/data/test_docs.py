@@ -18,7 +18,7 @@ def indented() -> list[str]:
 
 def test_every_row_shown_is_read(tmp_path):
     shown = [line for line in indented() if line.startswith("{")]
-    assert len(shown) == 9
+    assert len(shown) == 10
     for line in shown:
         path = tmp_path / "rows.jsonl"
         path.write_text(line + "\n")

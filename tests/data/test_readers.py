@@ -83,7 +83,7 @@ def test_thumbs(tmp_path):
     [
         ({"label": "yes"}, "column 'label' must be true or false, found 'yes'"),
         ({"label": 0.7}, "column 'label' must be true or false, found 0.7"),
-        ({"label": None}, "column 'label' must be true or false, found None"),
+        ({"label": None}, "column 'label' is missing; found 'prompt', 'completion'"),
         ({"completion": 3}, "column 'completion' must be text, found int"),
         ({"prompt": [USER, REPLY]}, "column 'prompt' must end with the user's turn"),
     ],

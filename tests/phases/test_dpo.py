@@ -229,7 +229,7 @@ def test_what_is_cached_is_the_references_log_prob(toy, mesh):
     chat = Chat.load(toy / "sft/final")
     models = models_of(str(toy / "sft/final"), None, precision="fp32", device=mesh.device)
     record = Preference(Prompt.of("what is it?"), Completion("the sky"), Completion("no way", "length"))
-    [made] = dpo.encode(chat, [record], 99)
+    made = dpo.encode(chat, record)
     keys = {"pad_id": chat.pad_id, "micro_tokens": 100}
     first = dpo.reference_logprobs(models.untrained(), [(made.prompt, made.replies)], mesh, toy / "ref", **keys)
     again = dpo.reference_logprobs(models.untrained(), [(made.prompt, made.replies)], mesh, toy / "ref", **keys)

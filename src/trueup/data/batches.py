@@ -39,8 +39,8 @@ def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Seq
 
 def pair_completions(pairs: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], pad_id: int) -> Batch:
     """Of prompts with two replies each: ids [B, 2, L], lengths [B, 2], mask [B, 2, L] as in `completion_batch`."""
-    rows = [(prompt, reply) for prompt, replies in pairs for reply in replies]
-    batch = completion_batch(*zip(*rows, strict=True), pad_id)
+    prompts = [prompt for prompt, replies in pairs for _ in replies]
+    batch = completion_batch(prompts, [reply for _, replies in pairs for reply in replies], pad_id)
     return {name: value.unflatten(0, (len(pairs), 2)) for name, value in batch.items()}
 
 

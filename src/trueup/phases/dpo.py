@@ -205,7 +205,11 @@ def loss_of(config: DPOConfig) -> LossFn:
     if config.loss == "kto":
         weights = (config.good_weight, config.bad_weight)
         return partial(thumb_loss, beta=config.beta, weights=weights, sft_coef=config.sft_coef)
-    keys = {"beta": config.beta, "label_smoothing": config.label_smoothing, "sft_coef": config.sft_coef}
+    keys: dict[str, Any] = {
+        "beta": config.beta,
+        "label_smoothing": config.label_smoothing,
+        "sft_coef": config.sft_coef,
+    }
     return partial(pair_loss, kind=config.loss, **keys)
 
 
@@ -217,12 +221,12 @@ def pair_loss(
     length = batch["mask"].sum(-1)
     per = length if kind == "ipo_mean" else 1
     four = [x for pair in (logprobs / per, ref / per) for x in pair.unbind(1)]
-    keys = {"beta": beta, "kind": "ipo" if per is length else kind, "label_smoothing": label_smoothing}
+    keys: dict[str, Any] = {"beta": beta, "kind": "ipo" if per is length else kind, "label_smoothing": label_smoothing}
     # A label below 1 is a chance that the other one is the better.
     losses = label * dpo_loss(*four, **keys) + (1 - label) * dpo_loss(four[1], four[0], four[3], four[2], **keys)
     chosen, rejected = (beta * (logprobs - ref)).unbind(1)
     right = torch.where(chosen > rejected, label, torch.where(chosen < rejected, 1 - label, 0.0))
-    found = {"loss": (losses, weight)}
+    found: Losses = {"loss": (losses, weight)}
     if sft_coef:
         found["sft"] = (-sft_coef * logprobs[:, 0] / length[:, 0], weight)
     logged = {
@@ -240,10 +244,10 @@ def thumb_loss(outputs: Batch, batch: Batch, *, beta: float, weights: tuple[floa
     """KTO's loss [B] of log-probs [B, L]; chosen and rejected are the liked and the disliked replies."""
     logprobs, good = outputs["logprobs"].sum(-1), batch["good"]
     ones = torch.ones_like(logprobs)
-    scale = torch.where(good, *(ones * w for w in weights))
+    scale = torch.where(good, ones * weights[0], ones * weights[1])
     losses = kto_loss(logprobs, batch["ref"], good, batch["baseline"], beta=beta)
     reward, liked, disliked = beta * (logprobs - batch["ref"]), good.float(), 1 - good.float()
-    found = {"loss": (scale * losses, ones)}
+    found: Losses = {"loss": (scale * losses, ones)}
     if sft_coef:
         found["sft"] = (-sft_coef * logprobs / batch["mask"].sum(-1), liked)
     logged = {
@@ -279,8 +283,8 @@ def sample(
     ids = [chat.prompt_ids(p.messages) for p in prompts]
     answers = Sampler.speaking(chat, net.model, mesh).sample(ids, config.sampling, seed=config.seed, step=step)
     batch = completion_batch(ids, [a.ids for a in answers], chat.pad_id)
-    both = (Net(model, "policy", config.sampling.temperature) for model in (net.model, models.untrained()))
-    kl = exact_kl(*both, batch, mesh).sum(1).tolist()
+    policy, reference = (Net(m, "policy", config.sampling.temperature) for m in (net.model, models.untrained()))
+    kl = exact_kl(policy, reference, batch, mesh).sum(1).tolist()
     told = zip(prompts, answers, kl, strict=True)
     rows = [{**describe(p), "completion": a.text, "stop": a.stop, "kl": k} for p, a, k in told][: config.show]
     run.show(step, rows)
@@ -294,7 +298,7 @@ def sample(
 def self_check(config: DPOConfig, run: Run, mesh: Mesh, net: Net, batch: Batch, loss_fn: LossFn) -> None:
     """Before training: the policy is the reference, so the loss is known (ln 2 for most). Fatal where it is not."""
     fp32 = config.train.precision == "fp32"
-    keys = {"micro_tokens": config.train.optim.micro_tokens, "bf16": not fp32}
+    keys: dict[str, Any] = {"micro_tokens": config.train.optim.micro_tokens, "bf16": not fp32}
     outputs = {name: value.float().cpu() for name, value in forward(net, batch, mesh, **keys).items()}
     same = {"logprobs": outputs["logprobs"].clone()}  # as it would be if the reference said the very same
     same["logprobs"][..., 0] += batch["ref"] - outputs["logprobs"].sum(-1)
