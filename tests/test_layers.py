@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "trueup"
-GROUND = {"records", "config", "run"}
+GROUND = {"records", "config", "run", "store"}
 MAY = {
     "records": set(),
     "config": {"records"},
     "track": {"records"},
     "run": {"records", "config", "track"},
+    "store": {"records"},
     "math": set(),
     "data": GROUND,
     "models": GROUND | {"math", "data"},
@@ -67,7 +68,7 @@ def test_a_phase_imports_no_other_phase():
         assert not [n for n in imported(file) if n.startswith("phases")], file
 
 
-@pytest.mark.parametrize("module", ["trueup.report", "trueup.world", "trueup.recipe", "trueup.records"])
+@pytest.mark.parametrize("module", ["trueup.report", "trueup.world", "trueup.recipe", "trueup.records", "trueup.store"])
 def test_starts_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert (
