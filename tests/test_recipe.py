@@ -294,6 +294,68 @@ def test_a_bad_recipe_is_told_in_one_line(recipe, said, tmp_path):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+ROUNDS = {
+    "name": "again",
+    "seed": 5,
+    "stages": {
+        "sft": SFT,
+        "answers": {"phase": "generate", "model": "@sft/final", "prompts": "p.jsonl", "n": 2},
+        "ppo": {**PPO, "model": "@sft/final", "scorer": {"@sft/x": 1.0, "@answers/y": 2.0}},
+        "again": {
+            "phase": "rounds",
+            "times": 2,
+            "stages": {"answers": {"model": "@ppo/final", "against": "@sft/final", "draw": True}, "ppo": {}},
+        },
+        "last": {"phase": "generate", "model": "@ppo/final", "prompts": "@ppo-1/final"},
+        "all": {"phase": "generate", "model": "m", "prompts": ["@answers*/completions.jsonl", "other", "@sft*/x"]},
+    },
+}
+
+
+def test_rounds_are_stages_that_come_again():
+    recipe = load_recipe(ROUNDS, ["answers.limit=7", "again.stages.ppo.steps=3"])
+    names = ["sft", "answers", "ppo", "answers-2", "ppo-2", "answers-3", "ppo-3", "last", "all"]
+    assert list(recipe.stages) == names
+    assert recipe.rounds == {"answers": ["answers", "answers-2", "answers-3"], "ppo": ["ppo", "ppo-2", "ppo-3"]}
+    first, second, third = (recipe.stages[n] for n in recipe.rounds["answers"])
+    assert first["model"] == "@sft/final" and "against" not in first and "seed" not in first
+    assert second == {**first, "model": "@ppo/final", "against": "@sft/final", "draw": True}
+    assert third == {**second, "model": "@ppo-2/final"}
+    assert recipe.stages["ppo"]["steps"] == 8 and recipe.stages["ppo-3"]["steps"] == 3
+    assert recipe.stages["ppo-3"]["scorer"] == {"@sft/x": 1.0, "@answers-3/y": 2.0}
+    assert recipe.stages["last"]["model"] == "@ppo-3/final" and recipe.stages["last"]["prompts"] == "@ppo/final"
+    seeds = {s.name: s.config.seed for s in resolve(recipe, Path("runs")) if s.name != "all"}
+    assert [seeds[n] for n in names[:-1]] == [5, 5, 5, 6, 6, 7, 7, 5]
+    answers = [f"@{n}/completions.jsonl" for n in recipe.rounds["answers"]]
+    assert recipe.stages["all"]["prompts"] == [*answers, "other", "@sft/x"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"times": 0}, "stage 'again'.*times"),
+        ({"rounds": 3}, "rounds"),
+        ({"stages": {"answers": {"model": "@nobody/final"}}}, "'@nobody/final' names no earlier stage"),
+    ],
+)
+def test_bad_rounds_are_told(tmp_path, change, said):
+    stages = {**ROUNDS["stages"], "again": {**ROUNDS["stages"]["again"], **change}}
+    del stages["all"]
+    with pytest.raises(UserError, match=said):
+        resolve(load_recipe({"name": "x", "stages": stages}), tmp_path)
+
+
+def test_a_round_s_name_must_be_free():
+    with pytest.raises(UserError, match="round 2 of 'ppo' would be named 'ppo-2', which is taken"):
+        load_recipe({**ROUNDS, "stages": {**ROUNDS["stages"], "ppo-2": PPO}})
+
+
+def test_a_file_of_the_whole_run(tmp_path):
+    stages = {"out": {"phase": "generate", "model": "m", "prompts": "@run/prompts.jsonl"}}
+    (stage,) = resolve(load_recipe({"name": "x", "stages": stages}), tmp_path)
+    assert stage.config.prompts == str(tmp_path / "x" / "prompts.jsonl")
+
+
 def test_numbers_and_overrides(tmp_path):
     (tmp_path / "r.yaml").write_text("name: r\nstages:\n  ppo: {model: m, scorer: s, prompts: p, optim: {lr: 1e-4}}\n")
     recipe = load_recipe(tmp_path / "r.yaml", ["ppo.kl_coef=2e-1", "seed=7", "ppo.critic_optim.lr=3"])

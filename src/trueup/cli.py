@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trueup.records import CheckFailed, UserError
+from trueup.records import CheckFailed, UserError, Waiting
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,9 +76,11 @@ def _close(folder: Path, evaluations: list[Path]) -> None:
     import json
 
     from trueup.report import write_report
-    from trueup.report.closing import closing_table, examples_table
+    from trueup.report.closing import closing_table, examples_table, rounds_table
     from trueup.run import console
 
+    if table := rounds_table(folder):
+        console.print(table)
     for evaluation in evaluations:
         results = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))
         console.print(closing_table(results))
@@ -371,12 +373,15 @@ def world_freeze() -> None:
 
 
 def main() -> None:
-    """Bad input ends in one line and exit code 2."""
+    """Bad input ends in one line and exit code 2; a run that waits for somebody, in 75 (EX_TEMPFAIL of sysexits.h)."""
     try:
         app()
     except UserError as error:
         print(f"trueup: {error}", file=sys.stderr)
         sys.exit(2)
+    except Waiting as error:
+        print(f"trueup: waits for {error}; then the same command goes on", file=sys.stderr)
+        sys.exit(75)
     except OSError as error:
         if error.filename is None:
             raise

@@ -6,9 +6,20 @@
       sft:    {phase: sft, model: "@data/base", data: "@data/demonstrations.jsonl"}
       reward: {phase: reward, model: "@sft/final", data: comparisons.jsonl}
 
-`@stage/path` names what an earlier stage made. A stage's key is the hash of its phase and version, its resolved config
-without display keys, the contents of its input files, and its parents' keys; it works in `runs/NAME/STAGE-KEY/`. A
-changed key is a new folder; the code's version is recorded, never keyed. Composes; nothing below imports it but `cli`.
+`@stage/path` names what an earlier stage made, `@run/path` a file of the whole run. A stage's key is the hash of its
+phase and version, its resolved config without display keys, the contents of its input files, and its parents' keys; it
+works in `runs/NAME/STAGE-KEY/`. A changed key is a new folder; the code's version is recorded, never keyed.
+
+A stage of phase `rounds` stands for stages that come again. In round k they are named `answers-k`, begin with the keys
+of the stage `answers`, and have a seed of their own; from then on `@ppo` is the latest, `@ppo-1` the first, and
+`@comparisons*` a list of all:
+
+      refresh:
+        phase: rounds
+        times: 3                                        # rounds 2, 3 and 4
+        stages: {answers: {model: "@ppo/final", against: "@sft/final"}, comparisons: {}, reward: {}, ppo: {}}
+
+Composes; nothing below imports it but `cli`.
 """
 
 from __future__ import annotations
@@ -26,10 +37,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
 from rich.markup import escape
 
 from trueup.config import Config, Seed, key_fields, numbers, override, parse, read_yaml
-from trueup.records import UserError, write_json
+from trueup.records import UserError, Waiting, write_json
 from trueup.run import UNMADE, Run, console, no_room, now, versions
 from trueup.track import Kind, check, start
 
@@ -64,6 +76,17 @@ class Recipe(Config):
     """tensorboard, trackio or wandb: where figures and samples go beside the run's own files."""
     stages: dict[str, dict[str, Any]]
     """Stage name -> its phase and the phase's keys; the phase is the stage's name where none is given."""
+    rounds: dict[str, list[str]] = Field(default_factory=dict)
+    """Of stages that come again: name -> the names of all, in order. Filled in where rounds are laid out."""
+
+
+class Rounds(Config):
+    """Stages that come again."""
+
+    times: int = Field(gt=0)
+    """How many rounds follow the first, which is the stages before."""
+    stages: dict[str, dict[str, Any]]
+    """In order; each begins with the keys of the stage of its name that came before, and lays these over them."""
 
 
 @dataclass
@@ -114,17 +137,63 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Sequence[st
     recipe = parse(Recipe, numbers(override(data, full)), where)
     if recipe.name in (".", "..") or not re.fullmatch(r"[^/\\\x00-\x1f]+", recipe.name):
         raise UserError(f"{where}: name {recipe.name!r}: expected the name of a folder, without '/'")
-    return recipe
+    return lay_out(recipe)
+
+
+def lay_out(recipe: Recipe) -> Recipe:
+    """The recipe with its rounds as stages, and references to what comes again made definite."""
+    stages: dict[str, dict[str, Any]] = {}
+    families: dict[str, list[str]] = {}
+    raw: dict[str, dict[str, Any]] = {}
+    for name, keys in recipe.stages.items():
+        if (keys or {}).get("phase") != "rounds":
+            stages[name], raw[name] = _definite(keys, families), dict(keys or {})
+            continue
+        rounds = parse(Rounds, {k: v for k, v in keys.items() if k != "phase"}, f"stage '{name}'")
+        for number in range(2, rounds.times + 2):
+            for own, over in rounds.stages.items():
+                merged = {"phase": own, **raw.get(own, {}), **(over or {})}
+                full = f"{own}-{number}"
+                if full in recipe.stages:
+                    raise UserError(
+                        f"stage '{name}': round {number} of '{own}' would be named '{full}', which is taken"
+                    )
+                stages[full] = _definite(merged, families)
+                families.setdefault(own, [own] if own in raw else []).append(full)
+    return recipe.model_copy(update={"stages": stages, "rounds": families})
+
+
+def _round(name: str, recipe: Recipe) -> int:
+    """0 for a stage of the first round, or of none."""
+    return next((names.index(name) for names in recipe.rounds.values() if name in names), 0)
+
+
+def _definite(value: Any, families: Mapping[str, Sequence[str]]) -> Any:
+    """`@ppo`, `@ppo-1` and `@comparisons*` as the names of stages; the last becomes a list."""
+    if isinstance(value, Mapping):
+        return {_definite(k, families): _definite(v, families) for k, v in value.items()}
+    if isinstance(value, list):
+        laid = [_definite(v, families) for v in value]
+        return [x for v in laid for x in (v if isinstance(v, list) else [v])]
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    head, slash, path = value[1:].partition("/")
+    if head.endswith("*"):
+        return [f"@{name}{slash}{path}" for name in families.get(head[:-1], [head[:-1]])]
+    if head.endswith("-1") and head[:-2] in families:
+        return f"@{families[head[:-2]][0]}{slash}{path}"
+    return f"@{families[head][-1]}{slash}{path}" if head in families else value
 
 
 def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
     """Every stage with its config, key and folder. Raises UserError before anything runs."""
     stages: dict[str, Stage] = {}
-    if empty := [key for name, raw in recipe.stages.items() for key in _unfilled(raw, name)]:
+    first = [(name, raw) for name, raw in recipe.stages.items() if not _round(name, recipe)]
+    if empty := [key for name, raw in first for key in _unfilled(raw, name)]:
         raise UserError(f"the recipe leaves keys to be filled in: {', '.join(f'{k}=...' for k in empty)}")
     for name, raw in recipe.stages.items():
-        if not re.fullmatch(r"[A-Za-z][\w-]*", name):
-            raise UserError(f"stage '{name}': a name is letters, digits, '-' and '_'")
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name == "run":
+            raise UserError(f"stage '{name}': a name is letters, digits, '-' and '_', and not 'run'")
         keys = dict(raw or {})
         phase = keys.pop("phase", name)
         if phase not in PHASES:
@@ -132,9 +201,9 @@ def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
         module = importlib.import_module(PHASES[phase][0])
         cls: type[Config] = getattr(module, PHASES[phase][1])
         if "seed" in cls.model_fields:
-            keys.setdefault("seed", recipe.seed)
+            keys.setdefault("seed", recipe.seed + _round(name, recipe))
         parents: dict[str, str] = {}
-        config = parse(cls, _references(keys, name, stages, parents), f"stage '{name}'")
+        config = parse(cls, _references(keys, name, stages, parents, runs / recipe.name), f"stage '{name}'")
         key = stage_key(phase, module.VERSION, config, stages)
         stages[name] = Stage(name, phase, module, config, key, runs / recipe.name / f"{name}-{key}", parents)
     return list(stages.values())
@@ -147,15 +216,21 @@ def _unfilled(value: Any, path: str) -> list[str]:
     return [path] if value == "???" else []
 
 
-def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dict[str, str]) -> Any:
+def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dict[str, str], run: Path) -> Any:
     """`@stage/path` turned into a path of that stage's folder, in values and in the keys of weighted sums."""
+
+    def refer(inner: Any) -> Any:
+        return _references(inner, name, stages, parents, run)
+
     if isinstance(value, Mapping):
-        return {_references(k, name, stages, parents): _references(v, name, stages, parents) for k, v in value.items()}
+        return {refer(k): refer(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_references(v, name, stages, parents) for v in value]
+        return [refer(v) for v in value]
     if not isinstance(value, str) or not value.startswith("@"):
         return value
     parent, _, path = value[1:].partition("/")
+    if parent == "run":
+        return str(run / path)
     if parent not in stages:
         raise UserError(f"stage '{name}': '{value}' names no earlier stage; earlier: {', '.join(stages) or 'none'}")
     parents[parent] = stages[parent].key
@@ -291,8 +366,9 @@ def run_stage(stage: Stage, mesh: Mesh, record: Callable[[], None], track: Kind 
         except BaseException as error:
             if mesh.is_main and run.begun:
                 now_running["seconds"] += time.monotonic() - began
+                how = {"status": "waiting", "for": str(error)} if isinstance(error, Waiting) else {"status": "stopped"}
                 with contextlib.suppress(OSError):  # on a full disk the record stays as it was, "running"
-                    write_json(stage.folder / "manifest.json", {**now_running, "status": "stopped"})
+                    write_json(stage.folder / "manifest.json", {**now_running, **how})
             if isinstance(error, FloatingPointError):
                 raise UserError(f"stage '{stage.name}', step {run.step}: {error}; {run.stands()}") from None
             if number := no_room(error):

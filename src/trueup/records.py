@@ -28,6 +28,11 @@ class CheckFailed(RuntimeError):
     """A phase's self-check found the machinery wrong; nothing was trained. The command line exits with 1."""
 
 
+class Waiting(Exception):
+    """A run cannot go on before somebody has done something: what, in one line. Not a failure: the command line exits
+    with 75, and the same command goes on when it is done."""
+
+
 class Message(TypedDict):
     role: str
     content: str

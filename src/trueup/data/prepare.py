@@ -57,6 +57,8 @@ class Prepared(Generic[R, T]):
     """An epoch's rows: of several data sets, so that any stretch from the first row holds them in their shares."""
     held: list[T] = field(default_factory=list)
     """Of prompts that `train` has none of; each row once, whatever its data set's weight."""
+    held_of: dict[str, int] = field(default_factory=dict)
+    """Data set -> how many of `held` are its own; they stand one data set after another."""
     found: Rows[R] = field(default_factory=lambda: Rows([]))
     """Every record that could be read, and how many rows were dropped and why."""
     records: list[R] = field(default_factory=list)
@@ -185,6 +187,7 @@ def prepare(
         train, held = split_by_prompt(fitting, held_out, lambda row: prompt(row[0]))
         parts.append([row for _, row in train])
         out.held += [row for _, row in held]
+        out.held_of[source.label] = out.held_of.get(source.label, 0) + len(held)
         out.found.records += found.records
         out.found.dropped += found.dropped
         out.records += records

@@ -68,8 +68,7 @@ def run_phase(config: BestOfNConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     prompts = found.train[: config.limit or None]
     specs = {"score": config.scorer, "audit": config.audit}
     answered = answers(
-        config.model,
-        chat,
+        {config.model: chat},
         prompts,
         config.n,
         config.sampling,

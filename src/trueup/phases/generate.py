@@ -1,6 +1,7 @@
 """Sample completions: n answers to each prompt, with their scores where a scorer is given, written as JSONL.
 
-Rows of `completions.jsonl`: prompt (messages), category, meta, completions [{text, stop, ids, logprobs, score}].
+Rows of `completions.jsonl`: prompt (messages), category, meta, completions [{text, stop, ids, logprobs, score}]. With
+`against`, every second answer to some prompts comes from another model; each then carries its model's name (`model`).
 Not in it: any judgement of pairs (phase `judge`).
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from trueup.config import Config, Seed, display
@@ -18,7 +20,7 @@ from trueup.engine.answers import answers, completion_rows
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampling
 from trueup.models.load import context_length
-from trueup.records import UserError, write_jsonl
+from trueup.records import Prompt, UserError, write_jsonl
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
@@ -30,6 +32,10 @@ class GenerateConfig(Config):
     """Sample completions from a model."""
 
     model: str
+    against: str | None = None
+    """Another model, such as the one that training began with: on a share of the prompts it gives every second answer,
+    so that pairs compare the two."""
+    against_share: float = Field(0.5, ge=0, le=1)
     prompts: Data
     """Prompts; preference and demonstration files serve too. Several data sets: [a.jsonl, {path: b, weight: 0.5}]."""
     scorer: Spec | None = None
@@ -37,6 +43,8 @@ class GenerateConfig(Config):
     """Completions a prompt."""
     limit: int = Field(0, ge=0)
     """Only the first so many prompts; 0 takes all."""
+    draw: bool = False
+    """The prompts in an order drawn by the seed, so that `limit` takes others in each round."""
     max_prompt: int = Field(512, gt=0)
     """Prompts with more tokens are dropped, and counted."""
     sampling: Sampling = Sampling(max_tokens=64)
@@ -46,17 +54,23 @@ class GenerateConfig(Config):
 
 
 def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
-    chat = Chat.load(config.model)
-    limit = min(config.max_prompt, context_length(config.model) - 1)
-    found = prepare_prompts(config.prompts, chat.prompt_length, limit, seed=config.seed, distinct=False)
+    if config.against and config.n % 2:
+        raise UserError(f"against={config.against} gives every second answer: n must be even, not {config.n}")
+    speakers = {name: Chat.load(name) for name in (config.model, config.against) if name}
+    limit = min(config.max_prompt, *(context_length(name) - 1 for name in speakers))
+
+    def length(prompt: Prompt) -> int:
+        return max(chat.prompt_length(prompt) for chat in speakers.values())
+
+    found = prepare_prompts(config.prompts, length, limit, seed=config.seed, distinct=False)
     run.say(f"{found.found.note()}; {found.counted()}")
     if not found.train:
         raise UserError(f"{found.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
-    prompts = found.train[: config.limit or None]
+    order = np.random.default_rng(config.seed).permutation(len(found.train)) if config.draw else range(len(found.train))
+    prompts = [found.train[i] for i in order][: config.limit or None]
     scorers = {"score": make_scorer(config.scorer, mesh)} if config.scorer else {}
     answered = answers(
-        config.model,
-        chat,
+        speakers,
         prompts,
         config.n,
         config.sampling,
@@ -65,6 +79,7 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         scorers=scorers,
         seed=config.seed,
         chunk=config.chunk,
+        mixed=config.against_share,
     )
     flat = [a for row in answered for a in row]
     if mesh.is_main:

@@ -4,7 +4,8 @@ In order: pair the distinct completions of each prompt in a random order, ask th
 person is not asked again after a kill), drop what the judge abstains on (counted), write the ecosystem's columns
 `prompt, chosen, rejected` with rater, label, category and whether each reply ended. A share of the pairs is asked
 twice, so that the raters' agreement, and with it the best accuracy that a reward model can reach on their labels, is
-known. Not in it: where the judge's opinion comes from (`judges`).
+known. With `judge=people` the pairs go into a file that people fill in, and the run waits for it. With `store` the
+verdicts are appended to a preference store too. Not in it: where the judge's opinion comes from (`judges`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from pydantic import Field
 
 from trueup.config import Config, Seed, display
 from trueup.data.completions import read_completions
+from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
-from trueup.records import Comparison, Completion, Judge, UserError, Verdict, write_jsonl
-from trueup.run import Run
+from trueup.records import Comparison, Completion, Judge, UserError, Verdict, Waiting, write_jsonl
+from trueup.run import Run, now
 from trueup.scorers import Spec, make_scorer
+from trueup.store import Judged, Kind, Store, as_row
+
+PEOPLE = "people"
+CHOICES = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
+"""What people may write, as the probability that the first is better."""
 
 WHAT = "asks raters which of two answers is better: people compare more easily than they write"
 VERSION = 2
@@ -35,7 +42,12 @@ class JudgeConfig(Config):
     completions: str
     """A `completions.jsonl` of phase `generate`, with two or more completions a prompt."""
     judge: JudgeSpec
-    """Who decides: `module:function`, {use: module:function, ...}, or a reward model's folder."""
+    """Who decides: `module:function`, {use: module:function, ...}, a reward model's folder, or `people`, who fill in
+    the file that the run then waits for."""
+    kind: Kind = display("ai")
+    """What the rater is, for the store's record: human, ai, gold or simulated; people are human."""
+    store: str | None = display(None)
+    """A preference store (SQLite) to which the verdicts are appended, made where there is none."""
     audit: Spec | None = None
     """A known gold score: its margin (chosen minus rejected) is written beside the label, only to measure with."""
     overlap: float = Field(0.1, ge=0, le=1)
@@ -52,13 +64,19 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     comparisons, dropped = pair_up(config.completions, config.limit, rng)
     if not comparisons:
         raise UserError(f"{config.completions}: no prompt has two different completions")
-    judge = make_judge(config.judge, mesh, seed=config.seed)
-    others = make_judge(config.judge, mesh, seed=config.seed + 1)  # simulated raters: other people
     again = [c for c in comparisons if rng.random() < config.overlap]
     second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
-    first = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
-    other = run.journaled("second-verdicts", len(second), config.chunk, partial(ask, others, second))
-    verdicts = [*(Verdict(**v) for v in first), *(_second(Verdict(**v)) for v in other)]
+    if config.judge == PEOPLE:
+        name = PEOPLE
+        verdicts = people_say(run, mesh, [*comparisons, *second])
+    else:
+        judge = make_judge(config.judge, mesh, seed=config.seed)
+        others = make_judge(config.judge, mesh, seed=config.seed + 1)  # simulated raters: other people
+        name = judge.name
+        first = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
+        other = run.journaled("second-verdicts", len(second), config.chunk, partial(ask, others, second))
+        verdicts = [Verdict(**v) for v in [*first, *other]]
+    verdicts[len(comparisons) :] = map(_second, verdicts[len(comparisons) :])
     kept: list[tuple[Comparison, Verdict]] = []
     for comparison, verdict in zip([*comparisons, *second], verdicts, strict=True):
         if verdict.p is None:
@@ -66,13 +84,21 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         else:
             kept.append((comparison, verdict))
     if not kept:
-        raise UserError(f"judge '{judge.name}' abstained on all {len(verdicts)} comparisons")
+        raise UserError(f"judge '{name}' abstained on all {len(verdicts)} comparisons")
     gold = make_scorer(config.audit, mesh) if config.audit else None
     flat = [(c.prompt, completion) for c, _ in kept for completion in c.completions]
     values = gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(kept)
-    rows = [as_row(c, v, g) for (c, v), g in zip(kept, values, strict=True)]
+    judged = [
+        as_judged(c, v, g, "human" if config.judge == PEOPLE else config.kind, run.folder.name)
+        for (c, v), g in zip(kept, values, strict=True)
+    ]
+    rows = [as_row(j) for j in judged]
     if mesh.is_main:
         write_jsonl(run.folder / "comparisons.jsonl", rows)
+        if config.store:
+            store = Store(config.store)
+            run.say(f"{store.append(judged)} verdicts appended to {config.store}")
+            store.close()
         run.show(
             0,
             [
@@ -90,13 +116,13 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         )
     mesh.barrier()
     why = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
-    run.say(f"{len(rows)} comparisons by {judge.name}; dropped: {why}")
+    run.say(f"{len(rows)} comparisons by {name}; dropped: {why}")
     results: dict[str, Any] = {
         "comparisons": len(rows),
         "asked": len(comparisons),
         "asked_twice": len(second),
         "dropped": dict(dropped),
-        "judge": judge.name,
+        "judge": name,
     }
     if gold:
         margins = np.array([r["gold_margin"] for r in rows])
@@ -131,21 +157,53 @@ def pair_up(path: str, limit: int, rng: np.random.Generator) -> tuple[list[Compa
     return out, dropped
 
 
-def as_row(comparison: Comparison, verdict: Verdict, gold: np.ndarray | None) -> dict[str, Any]:
-    first, second = comparison.completions
+def as_judged(comparison: Comparison, verdict: Verdict, gold: np.ndarray | None, kind: Kind, origin: str) -> Judged:
+    """With the gold score's margin, first minus second, where it is known."""
     assert verdict.p is not None
-    swap = verdict.p < 0.5
-    chosen, rejected = (second, first) if swap else (first, second)
-    row = {
-        "prompt": [dict(m) for m in comparison.prompt.messages],
-        "chosen": chosen.text,
-        "rejected": rejected.text,
-        "label": 1 - verdict.p if swap else verdict.p,
-        "rater": verdict.rater,
-        "category": comparison.prompt.category,
-        "chosen_ended": chosen.ended,
-        "rejected_ended": rejected.ended,
-    }
-    if gold is not None:
-        row["gold_margin"] = float(gold[1] - gold[0] if swap else gold[0] - gold[1])
-    return row
+    meta = {} if gold is None else {"gold_margin": float(gold[0] - gold[1])}
+    tie = verdict.p == 0.5
+    return Judged(comparison, verdict.p, verdict.rater, kind, origin, now(), tie=tie, note=verdict.note, meta=meta)
+
+
+def people_say(run: Run, mesh: Mesh, comparisons: list[Comparison]) -> list[Verdict]:
+    """What people wrote into `to-label.jsonl` of the stage's folder, which is made where it is not there.
+
+    Raises Waiting while a choice is missing."""
+    path = run.folder / "to-label.jsonl"
+    rows = [
+        {
+            "id": i,
+            "choice": None,
+            "rater": "people",
+            "prompt": [dict(m) for m in c.prompt.messages],
+            "first": c.completions[0].text,
+            "second": c.completions[1].text,
+        }
+        for i, c in enumerate(comparisons)
+    ]
+    run.begin()
+    if mesh.is_main and not path.exists():
+        write_jsonl(path, rows)
+    mesh.barrier()
+    verdicts, open_rows = [], 0
+    found = {row.get("id"): row for _, row in raw_rows(path)}
+    for row in rows:
+        said = found.get(row["id"], {})
+        if {k: said.get(k) for k in ("prompt", "first", "second")} != {
+            k: row[k] for k in ("prompt", "first", "second")
+        }:
+            raise UserError(
+                f"{path}: comparison {row['id']} is missing or altered; only choice and rater are to be filled"
+            )
+        choice = said.get("choice")
+        if choice is None:
+            open_rows += 1
+        elif choice not in CHOICES:
+            raise UserError(f"{path}, id {row['id']}: choice {choice!r}; expected one of {', '.join(CHOICES)}")
+        else:
+            verdicts.append(Verdict(CHOICES[choice], str(said.get("rater") or "people")))
+    if open_rows:
+        raise Waiting(
+            f"{open_rows} of {len(rows)} comparisons to be labelled in {path}: write {', '.join(CHOICES)} into 'choice'"
+        )
+    return verdicts

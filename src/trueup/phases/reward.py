@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -119,6 +119,8 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if valid:
         scores = pair_scores(net, mesh, valid, chat.pad_id)
         report = evaluate(valid, scores, normalization["score_std"], records)
+        if len(found.held_of) > 1:
+            report["by_data"] = by_data(found.held_of, valid, scores)
         show(run, valid[: config.samples], scores, normalization, results["steps"])
         run.say(
             f"held-out accuracy {report['accuracy']:.3f}; longer wins {report['longer_wins']:.3f}"
@@ -204,6 +206,20 @@ def evaluate(
         "by_margin": by_margin(gap / std, label),
         "clean": clean_accuracy(pairs, gap),
     }
+
+
+def by_data(counts: Mapping[str, int], pairs: Sequence[Pair], scores: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Accuracy on the held-out pairs of each data set, such as the comparisons of each round; `counts`: how many of
+    `pairs` are whose, in order."""
+    gap = scores[:, 0] - scores[:, 1]
+    label = torch.tensor([p.preference.label for p in pairs], dtype=torch.float64)
+    out, start = {}, 0
+    for name, count in counts.items():
+        some = slice(start, start + count)
+        if count:
+            out[name] = {"accuracy": right(gap[some], label[some]), "pairs": count}
+        start += count
+    return out
 
 
 def by_margin(gap: torch.Tensor, label: torch.Tensor, bins: int = 5) -> list[dict[str, float]]:

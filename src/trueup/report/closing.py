@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -60,6 +62,42 @@ def closing_table(results: Mapping[str, Any]) -> Table:
             ),
         )
     return table
+
+
+def rounds_table(run: Path) -> Table | None:
+    """A run whose reward model is refreshed, round by round: labels spent so far, the reward model's accuracy on the
+    held-out comparisons of earlier rounds and of its own, and its PPO's KL, score and gold. None without rounds."""
+    record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    families = record["recipe"].get("rounds") or {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for names in families.values():
+        made = [_made(run, record["stages"].get(name, "")) for name in names]
+        if made and made[0]:
+            found[made[0].get("phase", "")] = made
+    if "reward" not in found:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, title="Round by round", title_justify="left")
+    for name in ("round", "labels", "accuracy, earlier", "accuracy, own", "PPO's KL", "score", "gold"):
+        table.add_column(name, justify="right")
+    labels = 0
+    for i, reward in enumerate(found["reward"]):
+        judged, ppo = (found[p][i] if i < len(found.get(p, ())) else {} for p in ("judge", "ppo"))
+        labels += judged.get("comparisons", 0)
+        parts = list((reward.get("by_data") or {"": reward}).values())
+        pairs = sum(part["pairs"] for part in parts[:-1])
+        earlier = sum(part["accuracy"] * part["pairs"] for part in parts[:-1]) / pairs if pairs else None
+        figures = (earlier, parts[-1].get("accuracy"), ppo.get("kl"), ppo.get("score"), ppo.get("audit"))
+        table.add_row(str(i + 1), str(labels), *(num(figure) for figure in figures))
+    return table
+
+
+def _made(run: Path, folder: str) -> dict[str, Any]:
+    """A stage's results with its phase; empty where it is not done."""
+    results, manifest = run / folder / "results.json", run / folder / "manifest.json"
+    if not folder or not results.exists():
+        return {}
+    phase = json.loads(manifest.read_text(encoding="utf-8"))["phase"]
+    return {**json.loads(results.read_text(encoding="utf-8")), "phase": phase}
 
 
 def _title(results: Mapping[str, Any]) -> Text:
