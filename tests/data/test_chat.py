@@ -162,6 +162,9 @@ def test_a_reply_with_its_own_thought_is_trained_as_it_is():
     reply = chat.reply_ids(said)
     assert chat.tokenizer.decode(reply) == f"{said}<|im_end|>" and chat.decode(reply) == said
     assert encoded.ids[-len(reply) :] == reply and chat.rewritten == 0
+    loose = "<think>so so</think>yes"  # the template writes a thought its own way, and so do we
+    assert chat.tokenizer.decode(chat.reply_ids(loose)) == f"{said}<|im_end|>"
+    assert chat.encode(Demonstration(Prompt.of("Hello"), loose)).ids == encoded.ids
     for cut in ("<think>\nso", "<think>\nso so\n</think>\n\nye"):  # where sampling stopped: no thought is put before it
         assert chat.tokenizer.decode(chat.reply_ids(cut, ended=False)) == cut
     assert chat.tokenizer.decode(chat.reply_ids("<think>\nso")) == "<think>\nso<|im_end|>"

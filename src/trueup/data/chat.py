@@ -58,6 +58,8 @@ class Chat:
     """How many tokens the model has embeddings for, where that is known; a tokenizer may have more."""
     end_id: int = field(init=False)
     pad_id: int = field(init=False)
+    _asked: str = field(init=False, default="")
+    """A question with the generation prompt after it, in which replies are written."""
     _prefix: str = field(init=False, default="")
     """What the template puts between the generation prompt and the content: a space, nothing, or an empty thought."""
     _suffix: str = field(init=False, default="")
@@ -71,7 +73,8 @@ class Chat:
             if self.tokenizer.eos_token is None:
                 raise UserError("the tokenizer has neither a chat template nor an end-of-sequence token")
             self.tokenizer.chat_template, self.plain = PLAIN, True
-        tail = self._tail([QUESTION], PROBE)
+        self._asked = self._render([QUESTION], True)
+        tail = self._tail([QUESTION], PROBE, self._asked)
         if tail is None or PROBE not in tail:
             raise UserError("the chat template does not keep the prompt in front of the reply")
         self._prefix, self._suffix = tail.split(PROBE, 1)
@@ -155,7 +158,7 @@ class Chat:
         """A reply's tokens as the template writes it, the end token after them unless it was cut."""
         reply = reply.strip()
         plain = self._prefix + reply
-        written = self._written(self._tail([QUESTION], reply)) or plain
+        written = self._written(self._tail([QUESTION], reply, self._asked)) or plain
         opening = self._prefix.split()[:1]
         if opening and reply.startswith(opening[0]) and written == plain:
             written = reply  # a thought that was never closed: the template takes it for an answer, we do not
