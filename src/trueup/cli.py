@@ -215,6 +215,20 @@ def compare(
 
 
 @app.command()
+def diagnose(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/world.")],
+) -> None:
+    """The result is bad: which stage is at fault, by the run's own records, and what to change."""
+    from trueup.report.diagnosis import diagnose as find
+    from trueup.report.diagnosis import diagnosis_table
+    from trueup.report.read import read_run
+    from trueup.run import console
+
+    run = read_run(folder)
+    console.print(diagnosis_table(run, find(run)))
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or one of its stages.")],
     out: Annotated[Path | None, typer.Option(help="Where it goes; RUN/export where none is named.")] = None,

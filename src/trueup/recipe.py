@@ -366,7 +366,8 @@ def run_stage(stage: Stage, mesh: Mesh, record: Callable[[], None], track: Kind 
         except BaseException as error:
             if mesh.is_main and run.begun:
                 now_running["seconds"] += time.monotonic() - began
-                how = {"status": "waiting", "for": str(error)} if isinstance(error, Waiting) else {"status": "stopped"}
+                stopped = {"status": "stopped", "error": f"{type(error).__name__}: {error}"}
+                how = {"status": "waiting", "for": str(error)} if isinstance(error, Waiting) else stopped
                 with contextlib.suppress(OSError):  # on a full disk the record stays as it was, "running"
                     write_json(stage.folder / "manifest.json", {**now_running, **how})
             if isinstance(error, FloatingPointError):

@@ -146,6 +146,17 @@ class Chat:
         # not verbose: what is too long is counted, by the limit that holds
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def user_opener(self) -> str:
+        """What the template writes before a user's second turn, "User:" say: an answer that holds it speaks for the
+        user. Empty where the template writes nothing there, or refuses or rewrites the conversation."""
+        said: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        try:
+            before = self._render(said, False)
+            whole = self._render([*said, {"role": "user", "content": PROBE}], False)
+        except UserError:
+            return ""
+        return whole[len(before) :].partition(PROBE)[0].strip() if whole.startswith(before) else ""
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The conversation with the generation prompt; a BOS only where the template writes one."""
         return self._ids(self._render(messages, True))

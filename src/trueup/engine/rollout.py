@@ -50,6 +50,7 @@ def describe_rollout(rollout: Rollout, kl_coef: float, group: int = 1) -> dict[s
         "reward": float(rollout.rewards.sum(1).mean()),
         "length": float(mask.sum(1).float().mean()),
         "end_rate": end_rate(rollout),
+        "distinct": len({c.text for c in rollout.completions}) / len(rollout.completions),
         "peak_memory_mb": peak_memory() / 2**20,
     }
     if "old_values" in batch:

@@ -8,6 +8,7 @@ other prompts; never the proxy that PPO optimized. Intervals are 95% bootstraps 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,11 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if judge is not None and spec != config.gold and (climbed := scored_by(spec) & optimized(config)):
         raise UserError(f"evaluate: the judge of win rates must not be what was optimized: {', '.join(climbed)}")
 
+    seen = seen_in_training(config.models, prompts)
+    for path, count in seen.items():
+        if count:
+            run.say(f"{count} of the {len(prompts)} prompts are in {path}, which a model here was trained on")
+
     modes = {"sampled": config.sampling}
     if config.greedy:
         modes["greedy"] = config.sampling.model_copy(update={"greedy": True})
@@ -159,6 +165,7 @@ def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "models": tables,
         "examples": examples,
         "prompts": len(prompts),
+        "seen_in_training": seen,
         "baseline": config.baseline,
         "reference": config.reference,
         "judge": judge.name if judge else None,
@@ -199,6 +206,29 @@ def optimized(config: EvaluateConfig) -> set[str]:
             scorer = (record.get("config") or {}).get("scorer")
             bases = [Path(record.get("directory", "")), *made_by.parents]
             found |= scored_by(scorer, bases) if scorer is not None else set()
+    return found
+
+
+def seen_in_training(models: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Training file -> how many of `prompts` it holds, for every file that the models, and the models they were made
+    from and against, name in their own runs' records. A file that is gone, or not readable here, is left out."""
+    found: dict[str, int] = {}
+    asked, todo, known = set(prompts), [str(folder) for folder in models.values()], set()
+    while todo:
+        folder = Path(todo.pop()).resolve()
+        made_by = folder.parent / "config.json"
+        if folder in known or not made_by.is_file():
+            continue
+        known.add(folder)
+        record = json.loads(made_by.read_text(encoding="utf-8"))
+        keys, base = record.get("config") or {}, Path(record.get("directory", ""))
+        scorer = keys.get("scorer")
+        parents = [keys.get("model"), *(scorer if isinstance(scorer, Mapping) else [scorer])]
+        todo += [str(base / p) for p in parents if isinstance(p, str)]
+        files = [str(base / keys[name]) for name in ("data", "prompts") if isinstance(keys.get(name), str)]
+        for path in set(files) - set(found):
+            with contextlib.suppress(UserError):
+                found[path] = len(asked & set(read_prompts(path).records))
     return found
 
 

@@ -194,9 +194,15 @@ def evaluate(
     for i, pair in enumerate(pairs):
         groups[pair.preference.prompt.category or "all"].append(i)
     agreement = rater_agreement(everything)
+    longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs])
+    apart = longer != 0
     return {
         "accuracy": right(gap, label),
         "longer_wins": longer_wins(pairs),
+        "prefers_longer": right(gap[apart], (longer[apart] > 0).double()) if bool(apart.any()) else None,
+        "cut": {
+            side: float(np.mean([not getattr(p, side).ended for p in everything])) for side in ("chosen", "rejected")
+        },
         "agreement": agreement,
         "ceiling": ceiling(agreement),
         "pairs": len(pairs),
@@ -204,7 +210,7 @@ def evaluate(
         "reliability": table,
         "by_category": {c: {"accuracy": right(gap[i], label[i]), "pairs": len(i)} for c, i in sorted(groups.items())},
         "by_margin": by_margin(gap / std, label),
-        "clean": clean_accuracy(pairs, gap),
+        "clean": clean_accuracy(pairs, gap, label),
     }
 
 
@@ -237,8 +243,11 @@ def by_margin(gap: torch.Tensor, label: torch.Tensor, bins: int = 5) -> list[dic
     ]
 
 
-def clean_accuracy(pairs: Sequence[Pair], gap: torch.Tensor, clear: float = 0.4) -> dict[str, float] | None:
-    """Against the gold score where the data carries its margin (`gold_margin`, chosen minus rejected)."""
+def clean_accuracy(
+    pairs: Sequence[Pair], gap: torch.Tensor, label: torch.Tensor, clear: float = 0.4
+) -> dict[str, float] | None:
+    """Against the gold score where the data carries its margin (`gold_margin`, chosen minus rejected): the model's
+    order, and the labels themselves."""
     gold = torch.tensor([p.preference.prompt.meta.get("gold_margin", math.nan) for p in pairs], dtype=torch.float64)
     known = gold.abs() > 1e-9
     if not bool(known.any()):
@@ -247,6 +256,7 @@ def clean_accuracy(pairs: Sequence[Pair], gap: torch.Tensor, clear: float = 0.4)
     agree = gap * gold > 0
     return {
         "accuracy": float(agree[known].double().mean()),
+        "label_accuracy": right(gold[known], label[known]),
         "pairs": int(known.sum()),
         "clear_margin": clear,
         "clear_accuracy": float(agree[far].double().mean()) if bool(far.any()) else math.nan,

@@ -7,6 +7,7 @@ that they stop. Not in it: any judgement of what is good; it imitates the good a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -97,7 +98,9 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     return {
         **results,
         **found.results(),
-        **sample(config, run, mesh, model, chat, [row.demonstration for row in valid or rows], results["steps"]),
+        **sample(
+            config, run, mesh, model, chat, *([e.demonstration for e in p] for p in (valid, rows)), results["steps"]
+        ),
     }
 
 
@@ -109,10 +112,21 @@ def validate(rows: Sequence[Encoded], chat: Chat, learner: Learner) -> dict[str,
 
 
 def sample(
-    config: SFTConfig, run: Run, mesh: Mesh, model: Any, chat: Chat, held: list[Demonstration], step: int
+    config: SFTConfig,
+    run: Run,
+    mesh: Mesh,
+    model: Any,
+    chat: Chat,
+    held: list[Demonstration],
+    train: list[Demonstration],
+    step: int,
 ) -> dict[str, Any]:
-    """Answers to held-out prompts: does it stop, how long are they, and what do they look like?"""
-    prompts = list({d.prompt: None for d in held})[: config.samples]
+    """Answers to held-out prompts, else to trained ones: does it stop, how long are they, and what do they look like?
+    Shares of the answers: `copied`, in the words of a reply that was trained on; `speaks_for_user`, gone on with the
+    user's next turn. Shares of the demonstrations to these prompts: `recurring`, whose reply another one has too;
+    `beyond_max_tokens`, too long to be sampled."""
+    shown, replies = held or train, Counter(d.reply.strip() for d in train)
+    prompts = list({d.prompt: None for d in shown})[: config.samples]
     if not prompts:
         return {}
     sampler = Sampler.speaking(chat, model, mesh)
@@ -123,4 +137,13 @@ def sample(
     ended = sum(a.ended for a in answers) / len(answers)
     length = sum(len(a.ids) for a in answers) / len(answers)
     run.say(f"held-out samples: {ended:.0%} end by themselves, {length:.0f} tokens on average")
-    return {"end_rate": ended, "length": length}
+    opener = chat.user_opener()
+    return {
+        "end_rate": ended,
+        "length": length,
+        "samples": len(answers),
+        "copied": sum(a.text.strip() in replies for a in answers) / len(answers),
+        "recurring": sum(replies[d.reply.strip()] > (not held) for d in shown) / len(shown),
+        "speaks_for_user": sum(bool(opener) and opener in a.text for a in answers) / len(answers),
+        "beyond_max_tokens": sum(len(chat.reply_ids(d.reply)) > config.sampling.max_tokens for d in shown) / len(shown),
+    }

@@ -228,6 +228,13 @@ PPO: dict[str, Metric] = {
         "Shrinks slowly as answers improve.",
         "Near 0: every answer scores alike, nothing is left to learn from; new prompts or a new reward model.",
     ),
+    "distinct": Metric(
+        "Different answers",
+        "different texts of the batch / its answers",
+        "Falls little: prompts differ, so answers should.",
+        "Falls far while the entropy falls: one answer serves every prompt. Read it; raise `kl_coef`, or give a small "
+        "`entropy_coef`.",
+    ),
     "flat_groups": Metric(
         "Groups whose completions all score alike (`samples` above 1)",
         "share of the groups",

@@ -24,6 +24,7 @@ from markupsafe import Markup, escape
 from trueup.records import write_text
 from trueup.report import measured, overoptimization, training
 from trueup.report.charts import Chart, Group
+from trueup.report.diagnosis import diagnose
 from trueup.report.figures import bracket, clean, duration, num, percent, title_of, visible
 from trueup.report.headline import TRAINED, headline, judged_by, models_of, side_by_side
 from trueup.report.read import ABSENT, DONE, RunData, Stage, finite, number, pair, read_run
@@ -88,6 +89,7 @@ class Sections:
     def __init__(self, run: RunData) -> None:
         self.run = run
         self.headline = headline(run)
+        self.findings = diagnose(run)
         evaluations = [s for s in run.of("evaluate") if models_of(s.results)]
         self.tables = [closing(run, s) for s in evaluations]
         self.examples = [(s.name, answers_beside(s)) for s in evaluations if side_by_side(s)]
@@ -140,6 +142,7 @@ class Sections:
     def _contents(self) -> list[tuple[str, str]]:
         parts = [
             (True, "happened", "What happened"),
+            (self.findings, "diagnosis", "Diagnosis"),
             (self.tables, "closing", "The models, measured"),
             (self.examples, "examples", "Answers side by side"),
             (self.main, "overoptimization", "Proxy against gold"),
