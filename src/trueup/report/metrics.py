@@ -301,8 +301,9 @@ INTRODUCTION = """# The metrics
 Every stage writes `metrics.jsonl`, one line a step; `report.html` draws them. This page says for each figure what is
 healthy and what to do when it is not. It is written from `trueup.report.metrics`.
 
-When something is wrong, read the samples first. Then look in this order: end rate and length, KL, entropy, explained
-variance, clip fraction, and only then the losses. Losses of PPO say little by themselves.
+When something is wrong, read the samples first, and ask `trueup diagnose RUN` ([what it knows](diagnose.md)). Then
+look in this order: end rate and length, KL, entropy, explained variance, clip fraction, and only then the losses.
+Losses of PPO say little by themselves.
 
 ## The self-check before step 0 of DPO
 
