@@ -129,7 +129,8 @@ def _updates(run: RunData, stage: Stage) -> Iterator[Finding]:
         return
     early, late, scatter = moved(score, 4)
     spread = (stage.curve("score_std")[1] or [1.0])[0]
-    if late - early < max(2 * scatter, 0.1 * spread) and (far < 0.1 or coef * far > spread):
+    still = abs(late - early) < max(2 * scatter, 0.1 * spread)
+    if still and (far < 0.1 or (far < 1 and coef * far > spread)):
         yield say(
             ERROR,
             "held-still",
