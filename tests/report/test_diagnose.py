@@ -359,8 +359,11 @@ def test_every_finding_is_in_the_docs():
 
 
 @pytest.mark.long
-def test_the_built_in_recipe_cut_small_is_left_in_peace(tmp_path):
+def test_of_the_built_in_recipe_cut_small_only_what_is_so_is_said(tmp_path):
+    """1,774 comparisons are few: of the held-out pairs of lists, which the world's models see worst, 13 of 28 are
+    ordered right. Nothing else is accused; of whole runs, nothing is (docs/diagnose.md)."""
     small = ["world.demonstrations=1500", "world.prompts=2400", "ppo.steps=20", "evaluate.limit=100", "device=cpu"]
     run_recipe(load_recipe("world", small), tmp_path)
-    found = diagnose(read_run(tmp_path / "world"))
-    assert not [f for f in found if f.severity != NOTE], found
+    found = [f for f in diagnose(read_run(tmp_path / "world")) if f.severity != NOTE]
+    assert {(f.stage, f.name) for f in found} <= {("reward", "blind-category")}, found
+    assert all("“list”" in f.figure and f.figure.count("pairs in") == 1 for f in found)

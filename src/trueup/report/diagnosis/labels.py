@@ -218,7 +218,7 @@ def _blind(stage: Stage, share: float) -> Iterator[Finding]:
     blind = []
     for name, figures in groups.items():
         right, n = number(figures, "accuracy"), number(figures, "pairs") or 0.0
-        if right is not None and n >= 20 and right < 0.58 and wilson(right, n)[1] < share:
+        if right is not None and n >= 20 and right < 0.58 and wilson(right, n, len(groups))[1] < share:
             blind.append(f"{percent(right)} of {num(n, 0)} pairs in “{name}”")
     if blind:
         yield Say(stage)(
