@@ -24,8 +24,9 @@ from pydantic import Field
 from trueup.config import Config, Seed, display, named
 from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
-from trueup.data.files import Data
+from trueup.data.files import Data, sources
 from trueup.data.prepare import prompts as prepare_prompts
+from trueup.data.readers import read_prompts
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import exact_kl
 from trueup.engine.sampler import Sampler, Sampling
@@ -225,7 +226,8 @@ def seen_in_training(models: Mapping[str, str], prompts: Sequence[Prompt]) -> di
         scorer = keys.get("scorer")
         parents = [keys.get("model"), *(scorer if isinstance(scorer, Mapping) else [scorer])]
         todo += [str(base / p) for p in parents if isinstance(p, str)]
-        files = [str(base / keys[name]) for name in ("data", "prompts") if isinstance(keys.get(name), str)]
+        read = [source for name in ("data", "prompts") if keys.get(name) for source in sources(keys[name])]
+        files = [str(base / source.path) for source in read]
         for path in set(files) - set(found):
             with contextlib.suppress(UserError):
                 found[path] = len(asked & set(read_prompts(path).records))
