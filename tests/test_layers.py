@@ -33,7 +33,8 @@ MAY = {
     "check": GROUND | {"data", "models", "phases"},
     "init": GROUND | {"data", "models"},
     "recipe": GROUND | {"engine", "track", "world"},
-    "cli": {*GROUND, "recipe", "report", "chat", "export", "check", "init", "data", "world", "engine"},
+    "plan": GROUND | {"data", "models", "engine", "scorers", "phases", "recipe", "world"},
+    "cli": {*GROUND, "recipe", "plan", "report", "chat", "export", "check", "init", "data", "world", "engine"},
 }
 
 

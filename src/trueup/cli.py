@@ -51,6 +51,26 @@ def run(
     _run(recipe, assignments or [], runs, dry)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, own.")],
+    assignments: Keys = None,
+    runs: Runs = RUNS,
+    memory: Annotated[str | None, typer.Option(help="Such as 24GB: the largest micro-batch that fits.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="TFLOP/s to estimate time by; without it this machine's, measured.")
+    ] = None,
+) -> None:
+    """What a recipe will take: stages, done or due, time, disk, memory by part. Reads configs and data, no weights."""
+    from trueup.plan import lines, memory_of
+    from trueup.plan import plan as look
+    from trueup.recipe import load_recipe
+
+    size = memory_of(memory) if memory else None
+    planned = look(load_recipe(recipe, assignments or []), runs, memory=size, rate=rate * 1e12 if rate else None)
+    print("\n".join(lines(planned, size)))
+
+
 def _run(source: str | dict[str, Any], assignments: list[str], runs: Path, dry: bool = False) -> None:
     from trueup.recipe import load_recipe, resolve, run_recipe
     from trueup.run import console

@@ -34,6 +34,7 @@ from trueup.config import Config
 from trueup.models.load import draw_head, is_policy, load_policy, load_scalar, score_name
 from trueup.models.net import Precision, prepare
 from trueup.models.nf4 import NF4Linear, to_nf4
+from trueup.models.weightless import fill, is_weightless, making, staying
 from trueup.records import UserError, write_json
 
 ADAPTER = "adapter"
@@ -169,8 +170,10 @@ def _scalar(base: PreTrainedModel) -> PreTrainedModel:
         raise UserError(f"transformers has no reward model for {type(config).__name__}") from None
     head = getattr(model, score_name(model))
     setattr(model, model.base_model_prefix, share(base).base_model)
-    head.to_empty(device=base.device).float()
-    return model.eval()  # type: ignore[no-any-return]
+    with making():
+        for name, weight in list(head.named_parameters()):
+            setattr(head, name, nn.Parameter(torch.empty(weight.shape, device=base.device)))
+    return staying(model.eval())  # type: ignore[no-any-return]
 
 
 def adapt(model: PreTrainedModel, lora: Lora, name: str, seed: int) -> PreTrainedModel:
@@ -185,9 +188,11 @@ def adapt(model: PreTrainedModel, lora: Lora, name: str, seed: int) -> PreTraine
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GPT-2's layers are transposed, which peft sees by itself
-            peft.inject_adapter_in_model(config, body, NAME)
+            peft.inject_adapter_in_model(config, body, NAME, low_cpu_mem_usage=is_weightless())
     except ValueError as error:
         raise UserError(f"lora.targets: {str(error).splitlines()[0]}") from None
+    if is_weightless():
+        fill(body)
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in own(model).items():
         parameter.data = parameter.data.float()
@@ -252,6 +257,9 @@ def _full(layer: Any) -> Any:
 def fingerprint(body: nn.Module) -> str:
     """The hash of a frozen body's weights, as they are held in memory."""
     known = getattr(body, "_trueup_sha256", None)
+    if known is None and is_weightless():  # bases are told apart by what they would be read from, and as what
+        name, kept = body.config.name_or_path, sorted({str(p.dtype) for p in body.parameters()})  # type: ignore[union-attr]
+        body._trueup_sha256 = known = f"{name} {kept}"  # type: ignore[assignment]
     if known is None:
         digest = hashlib.sha256()
         states = {f"{n}.state": m.state for n, m in body.named_modules() if isinstance(m, NF4Linear)}
@@ -284,6 +292,8 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
 @torch.no_grad()
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """What `save_adapter` wrote, into a network with the same layers."""
+    if is_weightless():
+        return
     found, wanted = load_file(folder / "adapter_model.safetensors"), own(model)
     if found.keys() != {_in_file(name) for name in wanted}:
         raise UserError(f"{folder}: its adapter is not for these layers")

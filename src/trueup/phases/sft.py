@@ -95,12 +95,11 @@ def run_phase(config: SFTConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         text_of=lambda row: str(chat.tokenizer.decode(row.ids)),
     )
     run.write("final", partial(save_checked, model, chat=chat))
+    held, train = ([row.demonstration for row in part] for part in (valid, rows))
     return {
         **results,
         **found.results(),
-        **sample(
-            config, run, mesh, model, chat, *([e.demonstration for e in p] for p in (valid, rows)), results["steps"]
-        ),
+        **sample(config, run, mesh, model, chat, held, train, results["steps"]),
     }
 
 
