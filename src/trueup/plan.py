@@ -26,6 +26,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from trueup.config import parse
 from trueup.data.batches import Order, text_batch
 from trueup.data.chat import Chat, Encoded
+from trueup.data.files import Source, sources
+from trueup.data.prepare import encode_pair
 from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, select_by_prompt, split_by_prompt
 from trueup.engine.footprint import CACHE, OPTIMIZER, Footprint
 from trueup.engine.learner import Learner
@@ -262,18 +264,25 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
     def long(ids: list[int], text: str) -> int:
         return max(1, len(text) // A_TOKEN) if plain else len(ids)
 
-    data = getattr(config, "data", None) or getattr(config, "prompts", None)
-    if isinstance(data, str) and not is_local(data):
+    listed = sources(getattr(config, "data", None) or config.prompts)
+    if far := [s.path for s in listed if not is_local(s.path)]:
         limit = min(getattr(config, "max_length", getattr(config, "max_prompt", 512)), context)
-        return _assumed(data, [limit] * (2 if stage.phase == "reward" else 1))
+        return _assumed(far[0], [limit] * (2 if stage.phase == "reward" else 1))
+    to_come = [s.path for s in listed if any(s.path.startswith(f"{folder}/") for folder in folders.stages)]
+
+    def records(read: Callable[[Source], Any]) -> list[Any] | None:
+        """None where a stage of the recipe has yet to make one of the data sets."""
+        try:
+            return [record for source in listed for record in read(source).records]
+        except UserError:
+            if to_come:
+                return None
+            raise
+
     if stage.phase == "sft":
         limit = min(config.max_length, context)
-        try:
-            found = read_demonstrations(config.data).records
-        except UserError:
-            if not _to_come(config.data, folders):
-                raise
-            return _assumed(config.data, [limit])
+        if (found := records(read_demonstrations)) is None:
+            return _assumed(to_come[-1], [limit])
         train, _ = split_by_prompt(found, config.held_out, lambda d: d.prompt)
         some = train[:LOOKED_AT]
         sizes = [
@@ -282,36 +291,29 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
         ]
     elif stage.phase == "reward":
         limit = min(config.max_length, context)
-        try:
-            found_pairs = read_preferences(config.data).records
-        except UserError:
-            if not _to_come(config.data, folders):
-                raise
-            return _assumed(config.data, [limit, limit])
-        records = select_by_prompt(found_pairs, config.part, lambda p: p.prompt)
-        train_pairs, _ = split_by_prompt(records, config.held_out, lambda p: p.prompt)
-        train, some = train_pairs, train_pairs[:LOOKED_AT]  # type: ignore[assignment]
+        if (found := records(read_preferences)) is None:
+            return _assumed(to_come[-1], [limit, limit])
+        train, _ = split_by_prompt(
+            select_by_prompt(found, config.part, lambda p: p.prompt), config.held_out, lambda p: p.prompt
+        )
+        some = train[:LOOKED_AT]
         sizes = []
         for p in some:
-            pair = reward.encode(chat, p)  # type: ignore[arg-type]
+            pair = encode_pair(chat, p)
             before = "".join(m["content"] for m in p.prompt.messages)
-            sizes.append([long(pair.chosen, before + p.chosen.text), long(pair.rejected, before + p.rejected.text)])  # type: ignore[attr-defined]
+            sizes.append([long(pair.chosen, before + p.chosen.text), long(pair.rejected, before + p.rejected.text)])
     else:
         limit = min(getattr(config, "max_prompt", context), context - 1)
-        try:
-            prompts = list(dict.fromkeys(read_prompts(config.prompts).records))
-        except UserError:
-            if not _to_come(config.prompts, folders):
-                raise
-            return _assumed(config.prompts, [min(limit, 512)])
-        train, some = prompts, prompts[:LOOKED_AT]  # type: ignore[assignment]
-        sizes = [
-            [long(chat.prompt_ids(p.messages), "".join(m["content"] for m in p.messages))] for p in prompts[:LOOKED_AT]
-        ]
+        if (found := records(read_prompts)) is None:
+            return _assumed(to_come[-1], [min(limit, 512)])
+        train = list(dict.fromkeys(found))
+        some = train[:LOOKED_AT]
+        sizes = [[long(chat.prompt_ids(p.messages), "".join(m["content"] for m in p.messages))] for p in some]
     kept = [(size, record) for size, record in zip(sizes, some, strict=True) if max(size) <= limit]
     if not kept:
         raise UserError(f"stage '{stage.name}': every row has more than {limit} tokens")
-    total = round(len(train) * len(kept) / len(sizes))
+    weight = sum(s.weight for s in listed) / len(listed)  # of data sets of like size
+    total = round(weight * len(train) * len(kept) / len(sizes))
     mean = sum(map(sum, sizes)) / len(sizes)
     how = f"{total} rows of {mean:.0f} tokens on average" + (", four characters a token" if plain else "")
     if len(train) > len(some):
@@ -322,11 +324,6 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
 
 ASSUMED = 10_000
 """Rows of a data set that cannot be read here."""
-
-
-def _to_come(name: Any, folders: Folders) -> bool:
-    """Whether a stage of the recipe makes this file."""
-    return any(str(name).startswith(f"{folder}/") for folder in folders.stages)
 
 
 def _assumed(name: str, lengths: list[int]) -> Rows:
@@ -660,7 +657,7 @@ def _walk_answers(walk: Walk, footprint: Footprint) -> None:
     if len(compared) > 1:
         held.append(load_policy(compared.get(config.reference, next(iter(compared.values())))))
         footprint.weights(held[1], "weights: reference")
-    scorers = [one for key in ("scorer", "proxy", "gold", "judge") if (one := getattr(config, key, None))]
+    scorers = [one for key in ("scorer", "audit", "proxy", "gold", "judge") if (one := getattr(config, key, None))]
     nets = [Net(load_scalar(one).model, "reward") for spec in scorers for one in _folders(spec)]
     for net in nets:
         footprint.weights(net.model, "weights: reward models")
@@ -683,6 +680,7 @@ WALKS: dict[str, Callable[[Walk, Footprint], None]] = {
     "reward": _walk_reward,
     "ppo": _walk_ppo,
     "generate": _walk_answers,
+    "best-of-n": _walk_answers,
     "evaluate": _walk_answers,
 }
 
