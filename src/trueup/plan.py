@@ -36,8 +36,8 @@ from trueup.engine.rows import MICRO_TOKENS, forward
 from trueup.engine.sampler import Sampler, Sampling, _Run
 from trueup.models.linear import product
 from trueup.models.load import context_length, load_policy, load_scalar
-from trueup.models.lora import ADAPTER, Base, adapted, merged
-from trueup.models.net import Net
+from trueup.models.lora import ADAPTER, Base, Lora, adapted, merged
+from trueup.models.net import Net, Precision
 from trueup.models.roles import models_of
 from trueup.models.weightless import weightless
 from trueup.phases import ppo, reward, sft
@@ -118,6 +118,7 @@ class Folders:
         target.mkdir()
         if stage is None or (Path(name) / "config.json").is_file():
             config = _read_config(name)
+            self._known_adapter(Path(name) / ADAPTER, config, target)
             source = name if _has_tokenizer(name) else None
         elif stage.phase == "world":
             from trueup.world import base_path
@@ -151,14 +152,28 @@ class Folders:
         """An adapter's record, by which PPO knows whether it stands on the same weights."""
         config: Any = stage.config
         if config.lora:
-            with weightless():
-                made: Any = Base(start, config.lora, precision=config.train.precision).scalar(0)
-            record = made.base_model.peft_config["default"]
-            write_json(target / ADAPTER / "base.json", made._trueup_base)
-            write_json(
-                target / ADAPTER / "adapter_config.json",
-                {"r": record.r, "lora_alpha": record.lora_alpha, "target_modules": sorted(record.target_modules)},
-            )
+            self._record(start, config.lora, config.train.precision, target)
+
+    def _known_adapter(self, adapter: Path, config: PreTrainedConfig, target: Path) -> None:
+        if (adapter / "base.json").is_file():
+            about, made = (json.loads((adapter / f).read_text()) for f in ("base.json", "adapter_config.json"))
+            try:
+                start = self.of(about["model"])
+            except UserError:
+                return  # its base is not to be found here: it stands alone
+            lora = Lora(r=made["r"], alpha=made["lora_alpha"], quantize=about["quantize"])
+            lora = lora.model_copy(update={"targets": tuple(made["target_modules"])})
+            self._record(start, lora, "bf16" if config.dtype is torch.bfloat16 else "fp32", target)
+
+    def _record(self, start: str, lora: Lora, precision: Precision, target: Path) -> None:
+        with weightless():
+            made: Any = Base(start, lora, precision=precision).scalar(0)
+        record = made.base_model.peft_config["default"]
+        write_json(target / ADAPTER / "base.json", made._trueup_base)
+        write_json(
+            target / ADAPTER / "adapter_config.json",
+            {"r": record.r, "lora_alpha": record.lora_alpha, "target_modules": sorted(record.target_modules)},
+        )
 
     def config(self, stage: Stage) -> Any:
         """The stage's config with stand-ins for its models, and nothing for scorers that are no models."""
@@ -251,6 +266,11 @@ def text_of(chat: Chat, tokens: int) -> str:
     """A text of about so many tokens."""
     each = len(chat._ids(WORD * 64)) / 64
     return (WORD * max(1, round(tokens / each))).strip()
+
+
+def _records(read: Callable[[Any], Any], data: Any) -> list[Any]:
+    """Of one data set or several; what one weighs is left aside."""
+    return [record for one in ([data] if isinstance(data, str) else data) for record in read(one).records]
 
 
 def rows_of(stage: Stage, folders: Folders) -> Rows:
@@ -702,8 +722,9 @@ def _disk(
     whole = {name: sum(p.numel() for p in m.parameters()) for name, m in saved.items()}
     width = {name: m.dtype.itemsize for name, m in saved.items()}
     disk = walk.estimate.disk
-    every = getattr(walk.config, "train", walk.config).save_every
-    disk["checkpoints, to go on from"] = 3 * 4 * own * min(2, max(0, (steps - 1) // every))
+    training = getattr(walk.config, "train", walk.config)
+    kept = getattr(getattr(training, "keep", None), "last", 1) + 1
+    disk["checkpoints, to go on from"] = 3 * 4 * own * min(kept, max(0, (steps - 1) // training.save_every))
     for name, size in whole.items():
         disk[f"{name}/"] = size * width[name]
     if best:

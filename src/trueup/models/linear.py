@@ -7,10 +7,16 @@ agree to float32 rounding. Other devices and types, and products too small to ea
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    # oneDNN compiles each shape and keeps 1024 of them, of half a megabyte each (measured); packed rows are hardly ever
+    # as many again, and a step's own shapes are a few dozen.
+    os.environ.setdefault(cache, "64")
 
 SMALL = 6_000_000
 """Multiplications below which oneDNN's cost per call (about 15 microseconds, and a copy of the weights in its own
