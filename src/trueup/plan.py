@@ -34,7 +34,7 @@ from trueup.engine.learner import Learner
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import MICRO_TOKENS, forward
 from trueup.engine.sampler import Sampler, Sampling, _Run
-from trueup.models.linear import product
+from trueup.models.linear import COMPILED, product
 from trueup.models.load import context_length, load_policy, load_scalar
 from trueup.models.lora import ADAPTER, Base, Lora, adapted, merged
 from trueup.models.net import Net, Precision
@@ -383,6 +383,9 @@ def estimate(stage: Stage, folders: Folders) -> Estimate:
     try:
         with weightless(), footprint:
             WALKS[stage.phase](walk, footprint)
+            if footprint.compiles:  # rows differ from batch to batch, so that the shapes it keeps are soon all there
+                for parts in out.moments.values():
+                    parts["compiled products"] = COMPILED
     finally:
         gc.collect()
     return out
@@ -918,7 +921,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
-PARTS = ("gradients", "optimizer", "activations", "logits", "KV cache")
+PARTS = ("gradients", "optimizer", "activations", "logits", "KV cache", "compiled products")
 
 
 def lines(planned: Sequence[Planned], memory: int | None) -> list[str]:

@@ -37,6 +37,7 @@ class Footprint(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.peak: dict[str, int] = {}
         self.highest = self.total = self.flops = 0
+        self.compiles = False  # whether oneDNN has had a product to compile
         self._held: dict[int, tuple[Any, str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,6 +56,7 @@ class Footprint(TorchDispatchMode):
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         elif packet is torch.ops.mkldnn._linear_pointwise:
+            self.compiles = True
             self.flops += 2 * args[0].numel() * args[1].shape[0]
         for result in tree_leaves(out):
             if isinstance(result, FakeTensor):

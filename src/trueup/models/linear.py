@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+COMPILED = 28_000_000
+"""Bytes that oneDNN's compiled products take, measured once 64 shapes were there."""
 for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     # oneDNN compiles each shape and keeps 1024 of them, of half a megabyte each (measured); packed rows are hardly ever
     # as many again, and a step's own shapes are a few dozen.
