@@ -268,11 +268,6 @@ def text_of(chat: Chat, tokens: int) -> str:
     return (WORD * max(1, round(tokens / each))).strip()
 
 
-def _records(read: Callable[[Any], Any], data: Any) -> list[Any]:
-    """Of one data set or several; what one weighs is left aside."""
-    return [record for one in ([data] if isinstance(data, str) else data) for record in read(one).records]
-
-
 def rows_of(stage: Stage, folders: Folders) -> Rows:
     """The rows of a stage's data, by the phase's own reading where the file is there; else as long as the phase's
     limits let them be."""
