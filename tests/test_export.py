@@ -17,7 +17,8 @@ from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.export import export, push
 from trueup.models.load import load_policy
-from trueup.records import UserError
+from trueup.records import Completion, Prompt, UserError
+from trueup.scorers.reward_model import RewardModel
 
 STAGES = {
     "ppo": {**PPO, "steps": 2, "lora": {"r": 4}, "optim": {"lr": 1e-2}},
@@ -87,6 +88,20 @@ def test_the_card_tells_the_whole_line_from_the_records(made):
     assert [next(iter(b)) for b in blocks] == ["sft", "reward", "ppo"]
     assert blocks[2]["ppo"]["lora"]["r"] == 4 and blocks[2]["ppo"]["model"] == "sft/final"
     assert str(stage.parents[2]) not in text, "a folder of this machine"
+
+
+def test_a_run_without_a_policy_exports_its_reward_model_and_the_card_says_how_to_score(toy, monkeypatch):
+    stages = {"reward": {"model": "sft/final", "data": "pairs.jsonl", "sampling": {"max_tokens": 20}}}
+    stages["reward"]["train"] = {"epochs": 1, "batch": 16}
+    stage = run(toy, stages, name="scorer")["reward"]
+    folder = export(stage.folder.parent)
+    _, text = card_of(folder)
+    code = text.split("```python\n")[1].split("```")[0].replace('"user", "content": "..."', '"user", "content": "Hi"')
+    monkeypatch.chdir(folder)
+    said: dict = {}
+    exec(code.replace('"assistant", "content": "..."', '"assistant", "content": "the sky is blue."'), said)
+    ours = RewardModel(str(stage.folder / "final"), Mesh()).score([Prompt.of("Hi")], [Completion("the sky is blue.")])
+    assert said["score"] == pytest.approx(ours.value[0], abs=1e-4)
 
 
 def test_without_an_evaluation_the_card_says_so(toy):

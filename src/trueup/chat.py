@@ -19,20 +19,24 @@ from trueup.run import console
 POLICIES = ("ppo", "dpo", "sft")
 
 
-def find_model(folder: Path) -> Path:
-    """The model that a path means: a model's own folder, a stage's `final/`, or a run's last trained policy."""
+def find_model(folder: Path, *, scorers: bool = False) -> Path:
+    """The model that a path means: a model's own folder, a stage's `final/`, or a run's last trained policy; with
+    `scorers` the last reward model of a run that trained no policy."""
     if (folder / "model.safetensors").exists() or list(folder.glob("model-*.safetensors")):
         return folder
     if (folder / "final").is_dir():
         return folder / "final"
     if (folder / "recipe.json").exists():
         stages = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["stages"]
-        for stage in reversed(list(stages.values())):
-            record = folder / stage / "manifest.json"
-            made = record.exists() and (folder / stage / "final").is_dir()
-            if made and json.loads(record.read_text(encoding="utf-8"))["phase"] in POLICIES:
-                return folder / stage / "final"
-        raise UserError(f"{folder}: no policy has been trained in this run yet")
+        made: dict[str, Path] = {}
+        for stage in stages.values():
+            record, final = folder / stage / "manifest.json", folder / stage / "final"
+            if record.exists() and final.is_dir():
+                phase = json.loads(record.read_text(encoding="utf-8"))["phase"]
+                made["policy" if phase in POLICIES else phase] = final
+        if found := made.get("policy") or (made.get("reward") if scorers else None):
+            return found
+        raise UserError(f"{folder}: no {'model' if scorers else 'policy'} has been trained in this run yet")
     raise UserError(f"{folder}: neither a run, a stage nor a model's folder")
 
 

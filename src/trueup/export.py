@@ -37,7 +37,7 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 def export(run: Path, out: Path | None = None) -> Path:
     """`run` is a run, a stage or a model's folder in one. Writes `out`, by default `export` beside what was named."""
-    final = find_model(run)
+    final = find_model(run, scorers=True)
     if (made := _made_by(final)) is None:
         raise UserError(f"{final}: no record of how it was made; export takes a run, or a stage of one")
     history, stage = made
@@ -190,8 +190,11 @@ def _use(load: str, policy: bool) -> str:
         ]
     else:
         lines += [
-            'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt")',
-            "raw = model(**inputs).logits  # read at the end token; config.trueup has the scores' mean and s.d.",
+            "text = tokenizer.apply_chat_template(messages, tokenize=False)",
+            "end = tokenizer.decode(model.config.eos_token_id)",
+            "text = text[: text.rindex(end) + len(end)]  # a score is read at the last token: the end token",
+            'raw = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0].item()',
+            'score = (raw - model.config.trueup["score_mean"]) / model.config.trueup["score_std"]',
         ]
     return "\n".join([*lines, "```"])
 
