@@ -74,9 +74,9 @@ class EvaluateConfig(Config):
 
 
 def run_phase(config: EvaluateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
-    for name in (config.baseline, config.reference):
-        if name not in config.models:
-            raise UserError(f"evaluate: '{name}' is not among the models ({', '.join(config.models)})")
+    for key in ("baseline", "reference"):
+        if (name := getattr(config, key)) not in config.models:
+            raise UserError(f"evaluate: {key}={name} is not among the models ({', '.join(config.models)})")
     chats = {name: Chat.load(path) for name, path in config.models.items()}
     rooms = {name: context_length(path) - 1 for name, path in config.models.items()}
 
