@@ -6,7 +6,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from trueup.math import bootstrap_interval, expected_calibration_error
+from trueup.math import bootstrap_interval, expected_calibration_error, nested_bootstrap
 
 
 def test_calibration_worked_by_hand():
@@ -109,3 +109,43 @@ def test_bootstrap_of_one_row_and_of_one_sample():
 def test_bootstrap_refuses_no_rows_and_senseless_levels(values, level):
     with pytest.raises(ValueError, match=f"level {level}"):
         bootstrap_interval(values, seed=0, level=level)
+
+
+def test_nested_bootstrap_draws_groups_and_in_each_its_rows():
+    # Two seeds: one whose rows are all 0, one with rows 1 and 3 (both parts alike).
+    groups = [torch.zeros(1, 3, 1), torch.tensor([[[1.0], [3.0]]])]
+    means = nested_bootstrap(groups, seed=0, samples=8000)
+    assert means.shape == (8000, 2, 1, 1) and means.dtype == torch.float64
+    values, counts = means.flatten().unique(return_counts=True)
+    # A slot holds the first seed half of the time; else 1, 2, 3 with chances 1/4, 1/2, 1/4.
+    assert values.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(counts / 16000, torch.tensor([1 / 2, 1 / 8, 1 / 4, 1 / 8]), rtol=0, atol=0.01)
+    pairs = means[:, :, 0, 0]
+    assert ((pairs == 0).all(1).double().mean() - 0.25).abs() < 0.02  # slots are drawn apart,
+    twice = pairs[(pairs != 0).all(1)]
+    assert (
+        (twice[:, 0] == twice[:, 1]).double().mean() - 3 / 8
+    ).abs() < 0.03  # and a seed drawn twice has two resamples
+
+
+def test_nested_bootstrap_keeps_columns_together_and_parts_apart():
+    rows = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    part = torch.stack([rows, 2 * rows + 1], 1)
+    means = nested_bootstrap([torch.stack([part, part + 10])] * 3, seed=1, samples=200)
+    assert means.shape == (200, 3, 2, 2)
+    torch.testing.assert_close(means[..., 1], 2 * means[..., 0] + torch.tensor([1.0, -9.0], dtype=torch.float64))
+    assert not torch.allclose(means[:, :, 1, 0], means[:, :, 0, 0] + 10)
+    assert means[:, :, 1].mean() > 9 > means[:, :, 0].mean()
+
+
+def test_nested_bootstrap_is_a_function_of_its_seed_and_takes_ten_thousand():
+    groups = [torch.arange(4.0).reshape(1, 4, 1), torch.arange(6.0).reshape(1, 6, 1)]
+    first, again, other = (nested_bootstrap(groups, seed=s, samples=50) for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len(nested_bootstrap(groups, seed=0)) == 10_000
+
+
+@pytest.mark.parametrize("groups", [[], [torch.zeros(1, 2, 1), torch.zeros(1, 0, 1)]])
+def test_nested_bootstrap_refuses_what_holds_nothing(groups):
+    with pytest.raises(ValueError, match="there must be some"):
+        nested_bootstrap(groups, seed=0)

@@ -18,11 +18,13 @@ from trueup.math.ppo import (
     shape_rewards,
 )
 from trueup.math.preference import bradley_terry_loss, center_penalty, dpo_loss, kto_baseline, kto_loss
-from trueup.math.statistics import bootstrap_interval, expected_calibration_error
+from trueup.math.scaling import ScalingFit, fit_scaling, scaling_curve, scaling_peak
+from trueup.math.statistics import bootstrap_interval, expected_calibration_error, nested_bootstrap
 
 __all__ = [
     "AdaptiveKL",
     "RunningBaseline",
+    "ScalingFit",
     "approx_kl",
     "best_of_n",
     "best_of_n_bound",
@@ -35,6 +37,7 @@ __all__ = [
     "exact_kl",
     "expected_calibration_error",
     "explained_variance",
+    "fit_scaling",
     "gae",
     "grpo_advantages",
     "kl_estimate",
@@ -43,9 +46,12 @@ __all__ = [
     "kto_loss",
     "masked_mean",
     "masked_var",
+    "nested_bootstrap",
     "ppo_policy_loss",
     "ppo_value_loss",
     "rloo_advantages",
+    "scaling_curve",
+    "scaling_peak",
     "shape_rewards",
     "whiten",
 ]

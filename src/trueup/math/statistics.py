@@ -64,3 +64,28 @@ def bootstrap_interval(
     means = torch.stack([values[rows].mean(0) for rows in draws])
     low, high = (means.quantile(q, dim=0) for q in ((1 - level) / 2, (1 + level) / 2))
     return low, high
+
+
+def nested_bootstrap(groups: Sequence[Tensor], *, seed: int, samples: int = 10_000) -> Tensor:
+    """Means of resamples of groups, and within each of its rows: of seeds, and of each seed's prompts.
+
+    groups: G of [H, N, C]: N rows (a prompt each) in each of H parts, which are resampled apart; N may differ from
+    group to group -> [samples, G, H, C] float64: in each resample G groups drawn with replacement, and of each the
+    means of N of its rows, drawn with replacement. Rows are drawn whole, so that columns (conditions) keep their
+    pairing; a group that is drawn twice has its rows drawn twice. The same seed gives the same resamples. ValueError
+    without groups, or for one without rows. Source: Davison and Hinkley 1997, section 3.8.
+    """
+    if not groups or any(not group.shape[1] for group in groups):
+        raise ValueError(f"groups of {[tuple(group.shape) for group in groups]}: there must be some, with rows")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(groups), (samples, len(groups)), generator=generator)
+    parts, _, columns = groups[0].shape
+    out = torch.empty(samples, len(groups), parts, columns, dtype=torch.float64)
+    for i, group in enumerate(groups):
+        n, rows = int((drawn == i).sum()), group.shape[1]
+        picks = torch.randint(rows, (n, parts, rows), generator=generator)
+        counts = torch.zeros(n, parts, rows, dtype=torch.float64).scatter_add_(
+            2, picks, torch.ones_like(picks).double()
+        )
+        out[drawn == i] = torch.einsum("npr,prc->npc", counts, group.double()) / rows
+    return out
