@@ -34,7 +34,8 @@ MAY = {
     "init": GROUND | {"data", "models"},
     "recipe": GROUND | {"engine", "track", "world"},
     "plan": GROUND | {"data", "models", "engine", "scorers", "phases", "recipe", "world"},
-    "cli": {*GROUND, "recipe", "plan", "report", "chat", "export", "check", "init", "data", "world", "engine"},
+    "study": {*GROUND, "recipe", "engine", "evaluate", "report"},
+    "cli": {*GROUND, "recipe", "plan", "study", "report", "chat", "export", "check", "init", "data", "world", "engine"},
 }
 
 

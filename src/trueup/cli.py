@@ -210,8 +210,43 @@ def init(
 
 
 @app.command()
+def overoptimize(
+    recipe: Annotated[str, typer.Argument(help="A YAML file with a PPO stage, or a built-in recipe: world.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value of the study: seeds=[0,1] kl_coefs=[0,0.25] gold=module:function"),
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="The study's YAML; for `world` the built-in one where none is named.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Stages side by side, a thread each.")] = 1,
+    runs: Runs = RUNS,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+) -> None:
+    """Measure over-optimization: best of n and PPO, seeds and KL coefficients; proxy against gold, gates, a report."""
+    from trueup.run import console
+    from trueup.study import due, load_study, run_study
+
+    config = load_study(recipe, study, assignments or [])
+    if dry:
+        for line in due(recipe, config, runs):
+            console.print(line, markup=False)
+        return
+    try:
+        run_study(recipe, config, runs, jobs)
+    except KeyboardInterrupt:
+        print("\ntrueup: stopped; the same command goes on with what is not done", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/world.")]) -> None:
     """Write RUN/report.html again."""
+    if (folder / "study.json").exists():
+        from trueup.report.study import write_study_report
+
+        print(f"report: {write_study_report(folder)}")
+        return
     if not (folder / "recipe.json").exists():
         raise UserError(f"{folder}: not a run (no recipe.json here)")
     from trueup.report import write_report
@@ -281,16 +316,17 @@ def chat(
 
 
 @app.command()
-def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo.")]) -> None:
+def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo; or overoptimize.")]) -> None:
     """Every key of a phase, with its default and what it means."""
     import importlib
 
     from trueup.recipe import PHASES
     from trueup.run import console
 
-    if phase not in PHASES:
-        raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(PHASES)}")
-    module, cls = PHASES[phase]
+    known = {**PHASES, "overoptimize": ("trueup.study", "StudyConfig")}
+    if phase not in known:
+        raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(known)}")
+    module, cls = known[phase]
     _print_keys(getattr(importlib.import_module(module), cls), None, "", console)
 
 

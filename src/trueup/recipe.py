@@ -59,6 +59,8 @@ PHASES = {
     "best-of-n": ("trueup.phases.best_of_n", "BestOfNConfig"),
     "score": ("trueup.phases.score", "ScoreConfig"),
     "evaluate": ("trueup.evaluate.compare", "EvaluateConfig"),
+    "trace": ("trueup.evaluate.trace", "TraceConfig"),
+    "best_of": ("trueup.evaluate.best_of", "BestOfConfig"),
 }
 BUILT_IN = Path(__file__).parent / "recipes"
 

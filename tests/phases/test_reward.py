@@ -178,3 +178,24 @@ def test_the_ceiling_is_that_of_raters_who_flip():
     assert reward.ceiling(1.0) == 1.0 and reward.ceiling(0.5) == 0.5
     assert reward.ceiling(0.4) == 0.5  # chance, from few pairs
     assert reward.ceiling(None) is None
+
+
+def test_fewer_pairs_are_among_more_and_a_share_of_the_labels_is_turned():
+    from trueup.phases.reward import Pair, RewardConfig, degraded
+    from trueup.records import Completion, Preference, Prompt
+
+    pairs = [
+        Pair([i], [i], Preference(Prompt.of(f"q{i}"), Completion("a"), Completion("b"), label=0.9)) for i in range(400)
+    ]
+
+    def some(**keys) -> dict[int, float]:
+        kept = degraded(pairs, RewardConfig(model="m", data="d", **keys))
+        assert [p.chosen[0] for p in kept] == sorted(p.chosen[0] for p in kept)
+        return {p.chosen[0]: round(p.preference.label, 6) for p in kept}
+
+    assert some() == dict.fromkeys(range(400), 0.9)
+    few, more = some(limit=20, flips=0.3), some(limit=200, flips=0.3)
+    assert len(few) == 20 and len(more) == 200 and few.items() <= more.items() <= some(flips=0.3).items()
+    turned = [i for i, label in some(flips=0.3).items() if label == 0.1]
+    assert 90 < len(turned) < 150 and set(turned) > {i for i, label in some(flips=0.1).items() if label == 0.1}
+    assert some(limit=20) != some(limit=20, seed=1)

@@ -131,6 +131,8 @@ class PPOConfig(Config):
     validate_every: int = Field(10, gt=0)
     patience: int = Field(0, ge=0)
     """Stop after so many validations without a better one; 0 never stops early."""
+    snapshots: tuple[int, ...] = ()
+    """Keep the policy as it is after these numbers of steps, in `snapshots/`."""
     save_every: int = display(10, gt=0)
     """Steps between checkpoints to go on from."""
     keep: Keep = display(Keep())
@@ -201,6 +203,8 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         if held and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
             metrics["validation"] = validate(config, players, held)
             better = best.offer(step, -metrics["validation"], partial(save_learners, players))
+        if step + 1 in config.snapshots:
+            run.write(f"snapshots/{step + 1}", partial(save_weights, players.policy.net.model, chat=chat))
         run.log(step, **metrics)
         rows = samples(rollout, config.show, metrics["kl_coef"])
         run.show(step, rows)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,11 @@ class RewardConfig(Config):
     """Pairs with a longer row, or one that the model's context does not hold, are dropped, and counted."""
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts kept for validation."""
+    limit: int = Field(0, ge=0)
+    """Train on at most so many pairs, drawn by the seed: those of a smaller limit are among those of a larger one, and
+    the held-out pairs stay the same. 0 takes all."""
+    flips: float = Field(0.0, ge=0, le=1)
+    """Turn this share of the training labels round, to see what noise in the labels does."""
     center: float = Field(0.01, ge=0)
     """Weight of (chosen + rejected)^2, which keeps scores near zero (Eisenstein et al. 2023)."""
     lora: Lora | None = None
@@ -81,7 +87,7 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
     limit = min(config.max_length, context_length(config.model))
     found = comparisons(chat, config.data, limit, seed=config.seed, held_out=config.held_out, part=config.part)
-    records, rows, valid = found.records, found.train, found.held
+    records, rows, valid = found.records, degraded(found.train, config), found.held
     run.say(
         f"{found.found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, "
         f"{found.counted()}"
@@ -127,6 +133,20 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             + (f"; ceiling set by the raters' noise {report['ceiling']:.3f}" if report["ceiling"] else "")
         )
     return {**results, **found.results(), "normalization": normalization, **report}
+
+
+def degraded(pairs: list[Pair], config: RewardConfig) -> list[Pair]:
+    """So many of the pairs, in their order, a share of their labels turned round."""
+    rng = np.random.default_rng([config.seed, 2])
+    order, draws = rng.permutation(len(pairs)), rng.random(len(pairs))
+    kept = sorted(order[: config.limit or None])
+    turned = {i for i in kept if draws[i] < config.flips}
+    return [
+        replace(pairs[i], preference=replace(pairs[i].preference, label=1 - pairs[i].preference.label))
+        if i in turned
+        else pairs[i]
+        for i in kept
+    ]
 
 
 def batch_of(pairs: Sequence[Pair], pad_id: int) -> Batch:

@@ -1,0 +1,433 @@
+"""A study of over-optimization: one recipe, many seeds and conditions, as stages that are run once and kept.
+
+In order: for each seed the recipe's own stages up to the reward model; samples of the start, scored by gold, for best
+of n; reward models from fewer comparisons and from turned labels; PPO at each KL coefficient and, the control, on gold;
+every kept version of each policy scored on the same prompts. Then the rows of all seeds as one Parquet file, the gates,
+and a report. Stages of a seed share what they have in common, their keys say what is done, and processes of one thread
+each work side by side. Composes, as `recipe` does; only `cli` imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from trueup.config import Config, numbers, override, parse, read_yaml
+from trueup.evaluate.overoptimization import Gates
+from trueup.recipe import Recipe, Stage, finished, load_recipe, manifest, resolve, run_stage
+from trueup.records import UserError, write_json
+from trueup.run import console
+
+BUILT_IN = Path(__file__).parent / "studies"
+Cell = tuple[int, str]
+"""Seed and stage."""
+
+
+class BestOf(Config):
+    """Best of n by the proxy."""
+
+    prompts: int = Field(64, gt=1)
+    samples: int = Field(512, gt=0)
+    """Answers to each prompt."""
+    ns: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+class Versions(Config):
+    """Versions of the policy, scored."""
+
+    steps: tuple[int, ...] = (5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
+    """The steps after which PPO's policy is kept; the last is also how long PPO runs."""
+    prompts: int = Field(512, gt=1)
+    samples: int = Field(4, gt=0)
+    """Answers to each prompt; prompts x samples should be 2048 or more."""
+
+
+class StudyConfig(Config):
+    """A study of over-optimization."""
+
+    name: str = "overoptimization"
+    """Everything goes into `runs/NAME/`."""
+    gold: str
+    """The true score, a scorer: it is watched, and optimized in the control alone."""
+    prompts: str
+    """Frozen prompts on which everything is scored; `@stage/file` names what a stage of the recipe makes."""
+    ppo: str = ""
+    """The recipe's PPO stage: it says the start, the proxy, the prompts and every setting; the only one where empty."""
+    set: dict[str, dict[str, Any]] = Field({})
+    """Keys of the recipe's stages, laid over them: {ppo: {optim: {lr: 2.0e-4}}}."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    """Development on 0 to 7; others confirm what was committed before."""
+    kl_coefs: tuple[float, ...] = (0.0, 0.05, 0.25)
+    """PPO is run at each; 0 is the one that over-optimizes."""
+    default: float | None = 0.25
+    """The coefficient at which gold should keep its peak."""
+    control: bool = True
+    """PPO on gold itself, without a penalty."""
+    comparisons: tuple[int, ...] = ()
+    """Reward models from so many comparisons, beside the one from all; best of n by each."""
+    flips: tuple[float, ...] = ()
+    """Reward models from all comparisons, with this share of the labels turned; best of n by each."""
+    best_of: BestOf = BestOf()
+    versions: Versions = Versions()
+    gates: Gates = Gates()
+
+
+def load_study(recipe: str, path: Path | None, assignments: Sequence[str]) -> StudyConfig:
+    """From a file, or the built-in study of a built-in recipe; `key=value` laid over it."""
+    if path is None and (BUILT_IN / f"{recipe}.yaml").exists():
+        path = BUILT_IN / f"{recipe}.yaml"
+    where = str(path) if path else "study"
+    study = parse(StudyConfig, numbers(override(read_yaml(path) if path else {}, assignments)), where)
+    for key in ("seeds", "kl_coefs", "comparisons", "flips"):
+        if len(set(getattr(study, key))) < len(getattr(study, key)):
+            raise UserError(f"{where}: key '{key}': the same value twice: {list(getattr(study, key))}")
+    if not study.seeds or not study.kl_coefs or not study.versions.steps:
+        raise UserError(f"{where}: seeds, kl_coefs and versions.steps each need a value")
+    if 1 not in study.best_of.ns:
+        raise UserError(f"{where}: key 'best_of.ns': 1 must be among them, the start itself")
+    if study.default is not None and study.default not in study.kl_coefs:
+        raise UserError(f"{where}: default ({study.default:g}) is not among kl_coefs {list(study.kl_coefs)}")
+    if study.gates.fewer and study.gates.fewer not in study.comparisons:
+        raise UserError(
+            f"{where}: gates.fewer ({study.gates.fewer}) is not among comparisons {list(study.comparisons)}"
+        )
+    return study
+
+
+def name_of(kind: str, value: float) -> str:
+    return f"{kind}-{value:g}".replace(".", "_")
+
+
+def compose(source: str, study: StudyConfig, seed: int) -> Recipe:
+    """One seed's recipe: every stage that the study measures for it."""
+    recipe = load_recipe(source)
+    if unknown := [name for name in study.set if name not in recipe.stages]:
+        raise UserError(f"set.{unknown[0]}: no such stage; stages of {source}: {', '.join(recipe.stages)}")
+    stages = {name: _laid_over(raw or {}, study.set.get(name, {})) for name, raw in recipe.stages.items()}
+    phases = {name: raw.get("phase", name) for name, raw in stages.items()}
+    found = [study.ppo] if study.ppo else [name for name, phase in phases.items() if phase == "ppo"]
+    if len(found) != 1 or phases.get(found[0]) != "ppo":
+        raise UserError(f"{source}: the study needs one PPO stage, named by key 'ppo'; stages: {', '.join(stages)}")
+    ppo = {key: value for key, value in stages[found[0]].items() if key not in ("phase", "held_out", "patience")}
+    if missing := [key for key in ("model", "scorer", "prompts") if key not in ppo]:
+        raise UserError(f"{source}: stage '{found[0]}': key '{missing[0]}' is missing")
+    shared = {"sampling": ppo["sampling"]} if "sampling" in ppo else {}
+    scored = {"proxy": ppo["scorer"], "gold": study.gold, "prompts": study.prompts, "start": ppo["model"], **shared}
+    scored |= {"limit": study.versions.prompts, "samples": study.versions.samples}
+    scored |= {"lora": ppo["lora"]} if "lora" in ppo else {}
+    best = {"phase": "best_of", "completions": "@gold/completions.jsonl", "ns": list(study.best_of.ns)}
+    out: dict[str, dict[str, Any]] = {
+        "samples": {"phase": "generate", "model": ppo["model"], "prompts": study.prompts, **shared}
+        | {"limit": study.best_of.prompts, "n": study.best_of.samples, "chunk": 4096},
+        "gold": {"phase": "score", "completions": "@samples/completions.jsonl", "scorer": study.gold},
+        "best_of": {**best, "proxy": ppo["scorer"]},
+    }
+    for kind, values in (("comparisons", study.comparisons), ("flips", study.flips)):
+        for value in values:
+            name = name_of(kind, value)
+            reward = stages[_reward_stage(source, stages, ppo["scorer"], kind)]
+            out[f"reward-{name}"] = {
+                **reward,
+                "phase": "reward",
+                **{"limit" if kind == "comparisons" else "flips": value},
+            }
+            out[f"best_of-{name}"] = {**best, "proxy": f"@reward-{name}/final"}
+    out["versions-start"] = {"phase": "trace", **scored}
+    kept = {"phase": "ppo", "steps": max(study.versions.steps), "snapshots": list(study.versions.steps)}
+    runs: dict[str, dict[str, Any]] = {
+        name_of("kl", coef): {"kl_coef": coef, "adaptive_kl": None} for coef in study.kl_coefs
+    }
+    if study.control:
+        # The critic starts from the proxy, as in the other runs, where PPO has one and the proxy is a reward model.
+        model = isinstance(ppo["scorer"], str) and ppo.get("advantage", "gae") == "gae" and ":" not in ppo["scorer"]
+        critic = {"critic": ppo.get("critic") or ppo["scorer"]} if model else {}
+        runs["on_gold"] = {"kl_coef": 0.0, "adaptive_kl": None, "scorer": study.gold, **critic}
+    for name, changes in runs.items():
+        out[f"ppo-{name}"] = {**ppo, **kept, **changes}
+        out[f"versions-{name}"] = {"phase": "trace", **scored, "training": f"@ppo-{name}"}
+    if clash := stages.keys() & out.keys():
+        raise UserError(f"{source}: the study names a stage of its own '{min(clash)}'; call the recipe's another name")
+    needed = _needed(stages, out)
+    return recipe.model_copy(
+        update={"name": f"{study.name}/seed-{seed}", "seed": seed, "stages": {n: stages[n] for n in needed} | out}
+    )
+
+
+def _laid_over(under: Any, over: Any) -> Any:
+    if not isinstance(under, Mapping) or not isinstance(over, Mapping):
+        return over
+    return {**under, **{k: _laid_over(under.get(k), v) for k, v in over.items()}}
+
+
+def _reward_stage(source: str, stages: Mapping[str, Any], scorer: Any, kind: str) -> str:
+    name = str(scorer)[1:].partition("/")[0] if str(scorer).startswith("@") else ""
+    if stages.get(name, {}).get("phase", name) != "reward":
+        raise UserError(
+            f"{source}: key '{kind}' needs a proxy that a reward stage of the recipe makes; it is {scorer!r}"
+        )
+    return name
+
+
+def _needed(stages: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The recipe's stages that `wanted` or its parents refer to, in the recipe's order."""
+
+    def named(value: Any) -> set[str]:
+        if isinstance(value, Mapping):
+            return {n for pair in value.items() for one in pair for n in named(one)}
+        if isinstance(value, list):
+            return {n for one in value for n in named(one)}
+        return {value[1:].partition("/")[0]} if isinstance(value, str) and value.startswith("@") else set()
+
+    found, new = set(), named(wanted)
+    while new:
+        found |= new
+        new = {n for name in new for n in named(stages.get(name, {}))} - found
+    return [name for name in stages if name in found]
+
+
+# running
+
+
+def run_study(source: str, study: StudyConfig, runs: Path, jobs: int) -> Path:
+    """Runs what is not done yet, `jobs` stages at a time; writes data, gates and report. The study's folder."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("a study shares its stages out itself: start it without torchrun, with --jobs")
+    recipes = {seed: compose(source, study, seed) for seed in study.seeds}
+    stages = {seed: {s.name: s for s in resolve(recipe, runs)} for seed, recipe in recipes.items()}
+    folder = runs / study.name
+    write_json(folder / "study.json", {"recipe": source, "study": study.model_dump(mode="json")})
+    for seed, recipe in recipes.items():
+        run = runs / recipe.name
+        record = {"recipe": recipe.model_dump(), "stages": finished(run, list(stages[seed].values()))}
+        write_json(run / "recipe.json", record)
+    work(recipes, stages, runs, folder / "logs", jobs)
+    conclude(study, stages, folder)
+    return folder
+
+
+def due(source: str, study: StudyConfig, runs: Path) -> list[str]:
+    """A line for each stage: done or due, and where."""
+    lines = []
+    for seed in study.seeds:
+        for stage in resolve(compose(source, study, seed), runs):
+            lines.append(f"{'done' if stage.done else 'due '}  seed {seed:<5} {stage.name:28} {stage.folder}")
+    return lines
+
+
+def work(
+    recipes: Mapping[int, Recipe], stages: Mapping[int, Mapping[str, Stage]], runs: Path, logs: Path, jobs: int
+) -> None:
+    """Every stage that is not done, as soon as its parents are; in worker processes, each with one thread."""
+    todo: list[Cell] = [(seed, name) for seed, of in stages.items() for name, stage in of.items() if not stage.done]
+    total = sum(map(len, stages.values()))
+    console.print(f"{total} stages, {total - len(todo)} done before", markup=False)
+    if not todo:
+        return
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, running, began, spent = list(todo), dict[Future[float], Cell](), time.monotonic(), 0.0
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in threads}
+    os.environ.update(threads)  # what the workers start with: torch reads it when it is loaded
+    try:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
+            try:
+                while waiting or running:
+                    ready = [c for c in waiting if all(stages[c[0]][p].done for p in stages[c[0]][c[1]].parents)]
+                    for seed, name in ready[: jobs - len(running)]:
+                        waiting.remove((seed, name))
+                        log = logs / f"seed-{seed}-{name}.txt"
+                        running[pool.submit(work_one, recipes[seed], name, runs, log)] = seed, name
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        seed, name = running.pop(future)
+                        spent += future.result()
+                        done = len(todo) - len(waiting) - len(running)
+                        left = (time.monotonic() - began) / done * (len(todo) - done) / 60
+                        console.print(
+                            f"{total - len(todo) + done}/{total}  seed {seed}  {name:24} {future.result():5.0f} s"
+                            f"   about {left:.0f} min left",
+                            markup=False,
+                        )
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # a stage goes on from its checkpoint
+                raise
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    console.print(f"{spent / 3600:.2f} core-hours", markup=False)
+
+
+def _alone() -> None:
+    """A worker: one thread, and no longer than whoever started it."""
+    import torch
+
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def work_one(recipe: Recipe, name: str, runs: Path, log: Path) -> float:
+    """One stage of a recipe whose parents are done, what it says in a file; seconds."""
+    from trueup.engine.mesh import Mesh
+
+    began = time.monotonic()
+    sys.stdout.flush()
+    with open(log, "a", encoding="utf-8") as file:
+        kept = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in kept:
+                os.dup2(file.fileno(), number)
+            [stage] = [s for s in resolve(recipe, runs) if s.name == name]
+            run_stage(stage, Mesh.from_env(recipe.device))
+        finally:
+            sys.stdout.flush()
+            for number, copy in kept.items():
+                os.dup2(copy, number)
+                os.close(copy)
+    return time.monotonic() - began
+
+
+# what was found
+
+
+def conclude(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]], folder: Path) -> dict[str, Any]:
+    """data.parquet, gates.json, curves.json and report.html from stages that are all done."""
+    from trueup.evaluate.overoptimization import analyze
+    from trueup.report.study import write_study_report
+
+    tables = gather(study, stages, folder / "data.parquet")
+    found = analyze(tables, study.gates, plan_of(study))
+    cost = costs(stages)
+    gates = {key: found[key] for key in ("gates", "level", "seeds", "reach", "fits")}
+    write_json(folder / "gates.json", {**gates, "cost": cost})
+    write_json(folder / "curves.json", found["curves"])
+    for name, gate in found["gates"].items():
+        console.print(f"{name}  {gate['outcome']}{' (void: G1 does not hold)' if gate['void'] else ''}", markup=False)
+    console.print(f"report: {write_study_report(folder)}", markup=False)
+    return found
+
+
+def plan_of(study: StudyConfig) -> dict[str, Any]:
+    """The names of the conditions that the gates ask for."""
+    sizes = [name_of("comparisons", n) for n in sorted(study.comparisons)]
+    fewer = name_of("comparisons", study.gates.fewer) if study.gates.fewer else next(iter(sizes), None)
+    return {
+        "reference": "all",
+        "sizes": [*sizes, "all"],
+        "fewer": fewer,
+        "noisy": name_of("flips", max(study.flips)) if study.flips else None,
+        "control": "on_gold" if study.control else None,
+        "free": name_of("kl", 0.0) if 0.0 in study.kl_coefs else None,
+        "default": None if study.default is None else name_of("kl", study.default),
+        "held": [name_of("kl", coef) for coef in sorted(study.kl_coefs)],
+    }
+
+
+def gather(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]], path: Path) -> dict[str, Any]:
+    """The rows of all seeds in one file, and as tables; scores as they are and in s.d. of the start's samples."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    from trueup.evaluate import best_of, trace
+    from trueup.evaluate.overoptimization import table_of
+
+    def results(stage: Stage) -> Any:
+        return json.loads((stage.folder / "results.json").read_text(encoding="utf-8"))
+
+    kinds: dict[str, list[dict[str, dict[str, Any]]]] = {"trace": [], "best_of": [], "reward": []}
+    rows = []
+    sweep = [
+        name_of(k, v) for k, values in (("comparisons", study.comparisons), ("flips", study.flips)) for v in values
+    ]
+    for seed, of in stages.items():
+        seen: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in kinds}
+        units = results(of["best_of"])["units"]
+        for condition in ["all", *sweep]:
+            stage = of["best_of" if condition == "all" else f"best_of-{condition}"]
+            data = columns(parquet.read_table(stage.folder / "best_of.parquet"))
+            own = results(stage)["units"]
+            seen["best_of"][condition] = in_units(data, own["gold"]["std"], own["proxy"]["std"])
+        start = columns(parquet.read_table(of["versions-start"].folder / "trace.parquet"))
+        for name in [name_of("kl", coef) for coef in study.kl_coefs] + ["on_gold"] * study.control:
+            after = columns(parquet.read_table(of[f"versions-{name}"].folder / "trace.parquet"))
+            both = {key: np.concatenate([start[key], after[key]]) for key in start}
+            seen["trace"][name] = in_units(both, units["gold"]["std"], units["proxy"]["std"])
+        for condition in ["all", *sweep]:
+            reward = of.get(f"reward-{condition}") or of.get(_maker(of, of["best_of"]))
+            if reward and "accuracy" in (found := results(reward)):
+                clean = found.get("clean") or {}
+                seen["reward"][condition] = {
+                    "rows": np.array([0]),
+                    "prompt": np.array([0]),
+                    "accuracy": np.array([found["accuracy"]]),
+                    "loss": np.array([found["best_validation_loss"]]),
+                    "ceiling": np.array([known(found["ceiling"])]),
+                    "gold_accuracy": np.array([known(clean.get("accuracy"))]),
+                    "comparisons": np.array([float(found["rows"])]),
+                }
+        for kind, conditions in seen.items():
+            if conditions:
+                kinds[kind].append(conditions)
+            for condition, data in conditions.items():
+                size = len(data["prompt"])
+                rows.append(
+                    pa.table({"seed": [seed] * size, "kind": [kind] * size, "condition": [condition] * size, **data})
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.concat_tables(rows, promote_options="default"), path)
+    scaled = ("gold_sd", "proxy_sd")
+    out = {
+        "trace": table_of(kinds["trace"], "step", [*trace.MEASURES, *scaled]),
+        "best_of": table_of(kinds["best_of"], "n", [*best_of.MEASURES, *scaled]),
+    }
+    if len(kinds["reward"]) == len(stages):
+        measures = ["accuracy", "loss", "ceiling", "gold_accuracy", "comparisons"]
+        out["reward"] = table_of(kinds["reward"], "rows", measures, halves=1)
+    return out
+
+
+def known(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _maker(of: Mapping[str, Stage], best: Stage) -> str:
+    """The reward stage whose model `best` chose by."""
+    return next((name for name in best.parents if of[name].phase == "reward"), "")
+
+
+def columns(table: Any) -> dict[str, Any]:
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def in_units(data: dict[str, Any], gold: float, proxy: float) -> dict[str, Any]:
+    return {**data, "gold_sd": data["gold"] / max(gold, 1e-9), "proxy_sd": data["proxy"] / max(proxy, 1e-9)}
+
+
+def costs(stages: Mapping[int, Mapping[str, Stage]]) -> dict[str, dict[str, float]]:
+    """Stage -> mean and longest seconds over the seeds, and the hours of all."""
+    out = {}
+    for name in next(iter(stages.values())):
+        seconds = [float(manifest(of[name].folder).get("seconds", 0.0)) for of in stages.values()]
+        out[name] = {"mean": sum(seconds) / len(seconds), "longest": max(seconds), "hours": sum(seconds) / 3600}
+    return out
