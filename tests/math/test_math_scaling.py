@@ -32,16 +32,19 @@ def test_least_squares(vector, close, form):
     for name in ("alpha", "beta", "r2"):
         close(getattr(fit, name), expected[form][name])
     close(scaling_peak(fit.alpha, fit.beta, form=form)[0], expected[form]["d_star"])
-    # AICc from the residuals, each model with its coefficients and a variance; n = 6.
-    d, gold = given["d"], given["gold"]
-    line = gold - d * (d * gold).sum() / d.square().sum()
 
-    def aicc(rest, k):
-        return 6 * math.log(rest / 6) + 2 * k + 2 * k * (k + 1) / (6 - k - 1)
 
-    close(
-        fit.over_line, aicc(line.square().sum(), 2) - aicc(torch.tensor(expected[form]["rss"], dtype=torch.float64), 3)
-    )
+@pytest.mark.parametrize("form", FORMS)
+def test_aicc_against_the_line(close, form):
+    # n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1) of each model with its coefficients and a variance; n = 8.
+    d = torch.tensor([0.6, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0, 3.1], dtype=torch.float64)
+    gold = torch.tensor([0.25, 0.3, 0.4, 0.49, 0.52, 0.51, 0.44, 0.46], dtype=torch.float64)
+    fit = fit_scaling(d, gold, form=form)
+    rest = (gold - scaling_curve(d, fit.alpha, fit.beta, form=form)).square().sum()
+    rest_of_line = (gold - d * (d * gold).sum() / d.square().sum()).square().sum()
+    of_form = 8 * math.log(rest / 8) + 2 * 3 + 24 / 4
+    of_line = 8 * math.log(rest_of_line / 8) + 2 * 2 + 12 / 5
+    close(fit.over_line, torch.tensor(of_line - of_form, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -80,10 +83,11 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match="form is 'bon' or 'rl', not 'quadratic'"):
             call()
-    with pytest.raises(ValueError, match="gain"):
+    with pytest.raises(ValueError, match=r"mask \(6,\)"):
         fit_scaling(d, d[:5], form="bon")
-    with pytest.raises(ValueError, match="mask"):
-        fit_scaling(d, d, form="bon", mask=torch.ones(5, dtype=torch.bool))
+    for x, y, some in ((d, d, 5), (d[:5], d, 6), (d, d[:5], 6)):
+        with pytest.raises(ValueError, match="shape"):
+            fit_scaling(x, y, form="bon", mask=torch.ones(some, dtype=torch.bool))
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[1, 4:] = False
     with pytest.raises(ValueError, match="4 points"):

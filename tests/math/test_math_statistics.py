@@ -145,7 +145,15 @@ def test_nested_bootstrap_is_a_function_of_its_seed_and_takes_ten_thousand():
     assert len(nested_bootstrap(groups, seed=0)) == 10_000
 
 
-@pytest.mark.parametrize("groups", [[], [torch.zeros(1, 2, 1), torch.zeros(1, 0, 1)]])
-def test_nested_bootstrap_refuses_what_holds_nothing(groups):
-    with pytest.raises(ValueError, match="there must be some"):
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [],
+        [torch.zeros(1, 2, 1), torch.zeros(1, 0, 1)],
+        [torch.zeros(1, 2, 1), torch.zeros(2, 2, 1)],
+        [torch.zeros(1, 2, 1), torch.zeros(1, 2, 2)],
+    ],
+)
+def test_nested_bootstrap_refuses_what_does_not_fit(groups):
+    with pytest.raises(ValueError, match="some, alike but in N, with rows"):
         nested_bootstrap(groups, seed=0)

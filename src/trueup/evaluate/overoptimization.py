@@ -55,7 +55,7 @@ class Gates(Config):
     """G2: what accuracy gains from the fewest comparisons to the most, at least."""
     distinct: float = Field(0.5, ge=0, le=1)
     """G3: n goes as far as this expected share of n answers is distinct."""
-    late: float = 0.5
+    late: float = 0.25
     """G3: what the second half of the way, in sqrt(KL), adds to gold, as a share of what the first half added, at most;
     1 on a straight line, 1/3 where R_bon peaks at the end, below 0 where gold has turned past its middle."""
     aicc: float = 6.0

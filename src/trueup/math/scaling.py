@@ -40,9 +40,10 @@ def scaling_peak(alpha: Tensor, beta: Tensor, *, form: str) -> tuple[Tensor, Ten
     """
     if form == "bon":
         return alpha / (2 * beta), alpha.square() / (4 * beta)
-    _bend(alpha, form)
-    d = (alpha / beta - 1).exp()
-    return d, beta * d
+    if form == "rl":
+        d = (alpha / beta - 1).exp()
+        return d, beta * d
+    raise _unknown(form)
 
 
 def fit_scaling(d: Tensor, gain: Tensor, *, form: str, mask: Tensor | None = None) -> ScalingFit:
@@ -60,18 +61,19 @@ def fit_scaling(d: Tensor, gain: Tensor, *, form: str, mask: Tensor | None = Non
     if (count < 5).any():
         raise ValueError(f"{int(count.min())} points: a fit that is held against a line takes 5")
     x, y = (torch.where(mask, value.double(), 0.0) for value in (d, gain))
-    z = -_bend(x, form)
-    xx, xz, zz, xy, zy = ((a * b).sum(-1) for a, b in ((x, x), (x, z), (z, z), (x, y), (z, y)))
-    det = xx * zz - xz.square()
-    alpha, beta = (zz * xy - xz * zy) / det, (xx * zy - xz * xy) / det
-    rest, rest_of_line = ((y - a * x - b * z).square().sum(-1) for a, b in (_wide(alpha, beta), _wide(xy / xx, 0 * xx)))
+    columns = torch.stack([x, -_bend(x, form)], -1)
+    (alpha, beta), rest = _least_squares(columns, y)
+    _, rest_of_line = _least_squares(columns[..., :1], y)
     about_mean = torch.where(mask, y - (y.sum(-1) / count).unsqueeze(-1), 0.0).square().sum(-1)
-    gap = _aicc(rest_of_line, count, 2) - _aicc(rest, count, 3)
+    # K log K is in both of them.
+    gap = count * (rest_of_line / rest).log() + _penalty(count, 2) - _penalty(count, 3)
     return ScalingFit(alpha, beta, 1 - rest / about_mean, gap)
 
 
-def _wide(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    return alpha.unsqueeze(-1), beta.unsqueeze(-1)
+def _least_squares(columns: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The coefficients of columns [..., K, C], [...] each, and the residual sum of squares [...]."""
+    found = torch.linalg.lstsq(columns, y.unsqueeze(-1)).solution
+    return found.squeeze(-1).unbind(-1), (y - (columns @ found).squeeze(-1)).square().sum(-1)
 
 
 def _bend(d: Tensor, form: str) -> Tensor:
@@ -80,8 +82,12 @@ def _bend(d: Tensor, form: str) -> Tensor:
         return d.square()
     if form == "rl":
         return torch.special.xlogy(d, d)
-    raise ValueError(f"form is 'bon' or 'rl', not {form!r}")
+    raise _unknown(form)
 
 
-def _aicc(rest: Tensor, count: Tensor, k: int) -> Tensor:
-    return count * (rest / count).log() + 2 * k + 2 * k * (k + 1) / (count - k - 1)
+def _unknown(form: str) -> ValueError:
+    return ValueError(f"form is 'bon' or 'rl', not {form!r}")
+
+
+def _penalty(count: Tensor, k: int) -> Tensor:
+    return 2 * k + 2 * k * (k + 1) / (count - k - 1)

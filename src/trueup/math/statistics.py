@@ -73,16 +73,17 @@ def nested_bootstrap(groups: Sequence[Tensor], *, seed: int, samples: int = 10_0
     group to group -> [samples, G, H, C] float64: in each resample G groups drawn with replacement, and of each the
     means of N of its rows, drawn with replacement. Rows are drawn whole, so that columns (conditions) keep their
     pairing; a group that is drawn twice has its rows drawn twice. The same seed gives the same resamples. ValueError
-    without groups, or for one without rows. Source: Davison and Hinkley 1997, section 3.8.
+    without groups, for one without rows, or where H or C differ. Source: Davison and Hinkley 1997, section 3.8.
     """
-    if not groups or any(not group.shape[1] for group in groups):
-        raise ValueError(f"groups of {[tuple(group.shape) for group in groups]}: there must be some, with rows")
+    shapes = {(group.shape[0], group.shape[2]) for group in groups}
+    if len(shapes) != 1 or any(not group.shape[1] for group in groups):
+        raise ValueError(f"groups of {[tuple(group.shape) for group in groups]}: some, alike but in N, with rows")
+    [(parts, columns)] = shapes
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(groups), (samples, len(groups)), generator=generator)
-    parts, _, columns = groups[0].shape
     out = torch.empty(samples, len(groups), parts, columns, dtype=torch.float64)
     for i, group in enumerate(groups):
-        n, rows = int((drawn == i).sum()), group.shape[1]
+        n, rows = len(drawn[drawn == i]), group.shape[1]
         picks = torch.randint(rows, (n, parts, rows), generator=generator)
         counts = torch.zeros(n, parts, rows, dtype=torch.float64).scatter_add_(
             2, picks, torch.ones_like(picks).double()
