@@ -34,7 +34,7 @@ MAY = {
     "init": GROUND | {"data", "models"},
     "recipe": GROUND | {"engine", "track", "world"},
     "plan": GROUND | {"data", "models", "engine", "scorers", "phases", "recipe", "world"},
-    "study": {*GROUND, "recipe", "engine", "evaluate", "report"},
+    "study": {*GROUND, "recipe", "engine", "scorers", "evaluate", "report"},
     "cli": {*GROUND, "recipe", "plan", "study", "report", "chat", "export", "check", "init", "data", "world", "engine"},
 }
 

@@ -145,6 +145,20 @@ def test_the_report_holds_every_chart(done):
     assert "What they said, step by step" in page and "what is the colour of" in page
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["prompts=nothing.jsonl"], "key 'prompts': nothing.jsonl: no such file"),
+        (["gold=toyrules:glod"], "'toyrules:glod': module 'toyrules' has no 'glod'"),
+        (["seeds=[7]", "name=short", "best_of.ns=[1,17]"], "seed 7, stage 'best_of': "),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(folder, keys, said):
+    process = start(folder, *keys)
+    text, _ = process.communicate()
+    assert process.returncode == 2 and text.splitlines()[-1].startswith(f"trueup: {said}")
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1300, 400])
 def test_the_report_opens_offline_and_draws_every_chart(done, browser, width):  # noqa: F811

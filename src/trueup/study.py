@@ -27,6 +27,7 @@ from trueup.evaluate.overoptimization import Gates
 from trueup.recipe import Recipe, Stage, finished, load_recipe, manifest, resolve, run_stage
 from trueup.records import UserError, write_json
 from trueup.run import console
+from trueup.scorers import CALLABLE, load_object
 
 BUILT_IN = Path(__file__).parent / "studies"
 Cell = tuple[int, str]
@@ -45,7 +46,7 @@ class BestOf(Config):
 class Versions(Config):
     """Versions of the policy, scored."""
 
-    steps: tuple[int, ...] = (5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
+    steps: tuple[int, ...] = (5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 85, 100)
     """The steps after which PPO's policy is kept; the last is also how long PPO runs."""
     prompts: int = Field(512, gt=1)
     samples: int = Field(4, gt=0)
@@ -202,6 +203,10 @@ def run_study(source: str, study: StudyConfig, runs: Path, jobs: int) -> Path:
     """Runs what is not done yet, `jobs` stages at a time; writes data, gates and report. The study's folder."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("a study shares its stages out itself: start it without torchrun, with --jobs")
+    if not study.prompts.startswith("@") and not Path(study.prompts).is_file():
+        raise UserError(f"key 'prompts': {study.prompts}: no such file")
+    if CALLABLE.match(study.gold):
+        load_object(study.gold)  # a wrong name is told now, not after the reward models
     recipes = {seed: compose(source, study, seed) for seed in study.seeds}
     stages = {seed: {s.name: s for s in resolve(recipe, runs)} for seed, recipe in recipes.items()}
     folder = runs / study.name
@@ -249,7 +254,10 @@ def work(
                         running[pool.submit(work_one, recipes[seed], name, runs, log)] = seed, name
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         seed, name = running.pop(future)
-                        spent += future.result()
+                        try:
+                            spent += future.result()
+                        except UserError as error:
+                            raise UserError(f"seed {seed}, stage '{name}': {error}") from None
                         done = len(todo) - len(waiting) - len(running)
                         left = (time.monotonic() - began) / done * (len(todo) - done) / 60
                         console.print(
