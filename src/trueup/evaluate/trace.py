@@ -58,7 +58,7 @@ class TraceConfig(Config):
     """As in the PPO stage."""
     seed: int = 0
     shown: int = display(20, ge=0)
-    """Answers kept of each version, to be read."""
+    """Prompts of which an answer by each version is kept, to be read."""
 
 
 def run_phase(config: TraceConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def run_phase(config: TraceConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         shown = [
             {**describe(asked[i]), "completion": answers[i].text, "stop": answers[i].stop}
             | {name: float(columns[name][i]) for name in ("gold", "proxy", "kl")}
-            for i in spread(len(asked), config.shown)
+            for i in range(0, len(asked), config.samples)[: config.shown]
         ]
         means = {name: columns[name].reshape(len(prompts), -1).mean(1).tolist() for name in MEASURES}
         return [{"step": step, "means": means, "shown": shown}]
@@ -131,9 +131,3 @@ def snapshots(training: str) -> dict[int, Path | None]:
     if not found:
         raise UserError(f"{training}: holds no snapshots/; PPO keeps them with snapshots=[10, 20], say")
     return dict(sorted(found.items()))
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of 0 .. count - 1, evenly spaced: the same ones whatever is drawn."""
-    most = min(most, count)
-    return [i * count // most for i in range(most)]
