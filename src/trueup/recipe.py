@@ -189,11 +189,9 @@ def _definite(value: Any, families: Mapping[str, Sequence[str]]) -> Any:
 
 def resolve(recipe: Recipe, runs: Path) -> list[Stage]:
     """Every stage with its config, key and folder. Raises UserError before anything runs."""
-    if empty := [key for name, raw in recipe.stages.items() for key in _unfilled(raw or {}, name)]:
-        raise UserError(f"the recipe leaves keys to be filled in: {', '.join(f'{k}=...' for k in empty)}")
     stages: dict[str, Stage] = {}
     first = [(name, raw) for name, raw in recipe.stages.items() if not _round(name, recipe)]
-    if empty := [key for name, raw in first for key in _unfilled(raw, name)]:
+    if empty := [key for name, raw in first for key in _unfilled(raw or {}, name)]:
         raise UserError(f"the recipe leaves keys to be filled in: {', '.join(f'{k}=...' for k in empty)}")
     for name, raw in recipe.stages.items():
         if not re.fullmatch(r"[A-Za-z][\w-]*", name) or name == "run":

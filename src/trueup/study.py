@@ -306,7 +306,7 @@ def work_one(recipe: Recipe, name: str, runs: Path, log: Path) -> float:
             for number in kept:
                 os.dup2(file.fileno(), number)
             [stage] = [s for s in resolve(recipe, runs) if s.name == name]
-            run_stage(stage, Mesh.from_env(recipe.device))
+            run_stage(stage, Mesh.from_env(recipe.device), record=lambda: None)
         finally:
             sys.stdout.flush()
             for number, copy in kept.items():
