@@ -6,6 +6,7 @@ config, no device, no logging. Values outside a mask are zero and never read.
 
 from trueup.math.advantages import RunningBaseline, grpo_advantages, rloo_advantages
 from trueup.math.best_of_n import best_of_n, best_of_n_bound, best_of_n_kl
+from trueup.math.ensemble import disagreement, ensemble_score
 from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate, kl_loss
 from trueup.math.masked import masked_mean, masked_var, whiten
 from trueup.math.ppo import (
@@ -33,7 +34,9 @@ __all__ = [
     "bradley_terry_loss",
     "center_penalty",
     "clip_fraction",
+    "disagreement",
     "dpo_loss",
+    "ensemble_score",
     "exact_kl",
     "expected_calibration_error",
     "explained_variance",
