@@ -30,6 +30,7 @@ MAY = {
     "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
+    "ensemble": GROUND | {"math", "data", "models", "engine", "scorers", "phases"},
     "check": GROUND | {"data", "models", "phases"},
     "init": GROUND | {"data", "models"},
     "recipe": GROUND | {"engine", "track", "world"},

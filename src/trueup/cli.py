@@ -132,6 +132,12 @@ def reward(assignments: Keys = None, name: Name = "reward", runs: Runs = RUNS) -
 
 
 @app.command()
+def ensemble(assignments: Keys = None, name: Name = "ensemble", runs: Runs = RUNS) -> None:
+    """Train several reward models as one scorer: member.model=SFT member.data=COMPARISONS.jsonl members=5"""
+    _stage("ensemble", assignments, name, runs)
+
+
+@app.command()
 def ppo(assignments: Keys = None, name: Name = "ppo", runs: Runs = RUNS) -> None:
     """PPO under a KL penalty: model=SFT scorer=REWARD_MODEL prompts=PROMPTS.jsonl"""
     _stage("ppo", assignments, name, runs)

@@ -55,6 +55,7 @@ PHASES = {
     "judge": ("trueup.phases.judge", "JudgeConfig"),
     "reward": ("trueup.phases.reward", "RewardConfig"),
     "dpo": ("trueup.phases.dpo", "DPOConfig"),
+    "ensemble": ("trueup.ensemble", "EnsembleConfig"),
     "ppo": ("trueup.phases.ppo", "PPOConfig"),
     "best-of-n": ("trueup.phases.best_of_n", "BestOfNConfig"),
     "score": ("trueup.phases.score", "ScoreConfig"),

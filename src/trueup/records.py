@@ -134,10 +134,12 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Scores:
-    """A scorer's numbers for B completions: `value` [B], and named parts [B] each, NaN where a part does not apply."""
+    """A scorer's numbers for B completions: `value` [B], and named parts [B] each, NaN where a part does not apply.
+    `disagreement` [B] is the s.d. over an ensemble's members, in the unit of the value; None of other scorers."""
 
     value: np.ndarray
     parts: dict[str, np.ndarray] = field(default_factory=dict)
+    disagreement: np.ndarray | None = None
 
 
 @runtime_checkable

@@ -331,6 +331,38 @@ def test_metrics_that_are_not_numbers_are_left_out(plain_page):
     assert 7 not in figure["data"][0]["x"] and len(figure["data"][0]["x"]) == 59
 
 
+def test_an_ensembles_disagreement_is_drawn_against_kl_and_goes_with_each_sample(tmp_path, plain_page):
+    folder = make_run(tmp_path / "x", hostile=False, steps=20)
+    change(folder, "ppo", scorer={"ensemble": "runs/e/final", "combine": "wco"})
+    for name in ("metrics", "samples"):
+        path = next(folder.glob(f"ppo-*/{name}.jsonl"))
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "disagreement": 0.3 + row["kl"] / 10} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = page(folder)
+    figure = made.data("chart-data")["disagreement-ppo"]
+    points, means = figure["data"]
+    assert len(points["x"]) == 60 and len(means["x"]) == 20
+    assert points["y"] == pytest.approx([0.3 + kl / 10 for kl in points["x"]])
+    assert figure["layout"]["yaxis"]["title"]["text"] == "s.d. over the members, proxy score, s.d."
+    samples = [r for r in made.data("sample-data")["rows"] if r["stage"] == "ppo"]
+    assert samples and all(r["figures"]["disagreement"] > 0.2 for r in samples)
+    assert "disagreement-ppo" not in plain_page.data("chart-data")
+
+
+def test_an_ensemble_is_measured_as_a_reward_model_is(tmp_path):
+    folder = make_run(tmp_path / "x", hostile=False, stages=("sft", "reward"))
+    for kind in ("config", "manifest"):
+        path = next(folder.glob(f"reward-*/{kind}.json"))
+        write(path, {**json.loads(path.read_text()), "phase": "ensemble"})
+    path = next(folder.glob("reward-*/results.json"))
+    shared = {"members": 5, "all_wrong": 0.12, "all_wrong_if_independent": 0.004}
+    write(path, {**json.loads(path.read_text()), **shared})
+    made = page(folder)
+    assert "all 5 members are wrong on 12% of the pairs, where independent errors would meet on 0%" in made.text
+    assert "rm-reward-margin" in made.data("chart-data")
+
+
 def test_an_unknown_phase_gets_its_curves_too(tmp_path):
     folder = tmp_path / "run"
     write(folder / "recipe.json", {"recipe": {"name": "new"}, "stages": {"new": "new-1"}})

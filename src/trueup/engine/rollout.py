@@ -36,6 +36,7 @@ class Rollout:
     sampled_logprobs: Tensor
     batch: Batch
     seconds: dict[str, float]
+    disagreement: np.ndarray | None = None  # [B], where the scorer is an ensemble
 
 
 def describe_rollout(rollout: Rollout, kl_coef: float, group: int = 1) -> dict[str, float]:
@@ -64,6 +65,8 @@ def describe_rollout(rollout: Rollout, kl_coef: float, group: int = 1) -> dict[s
         if prompt.category:
             by_category[prompt.category].append(i)
     out |= {f"score/{c}": float(rollout.scores[rows].mean()) for c, rows in sorted(by_category.items())}
+    if rollout.disagreement is not None:
+        out["disagreement"] = float(rollout.disagreement.mean())
     if rollout.audit is not None:
         out["audit"] = float(rollout.audit.mean())
         out |= {f"audit/{c}": float(rollout.audit[rows].mean()) for c, rows in sorted(by_category.items())}
@@ -88,6 +91,7 @@ def samples(rollout: Rollout, count: int, kl_coef: float) -> list[dict[str, Any]
                 "kl": kl,
                 "total": float(rollout.scores[i]) - kl_coef * kl,
                 **({"audit": float(rollout.audit[i])} if rollout.audit is not None else {}),
+                **({"disagreement": float(rollout.disagreement[i])} if rollout.disagreement is not None else {}),
             }
         )
     return rows

@@ -190,10 +190,13 @@ def load_cells(folder: Path) -> tuple[Tables, Answers]:
 
 
 def scored_by(spec: Any, bases: Sequence[Path] = (Path(),)) -> set[str]:
-    """What a scorer or judge asks: folders as they really are below any of `bases`, `module:function` as written."""
+    """What a scorer or judge asks: folders as they really are below any of `bases`, `module:function` as written; an
+    ensemble, and its members."""
     if isinstance(spec, Mapping):
-        return {name for one in ([spec["use"]] if "use" in spec else spec) for name in scored_by(one, bases)}
-    return {str((base / spec).resolve()) for base in bases if (base / spec).exists()} or {str(spec)}
+        asked = spec.get("use") or spec.get("ensemble") or list(spec)
+        return {name for one in ([asked] if isinstance(asked, str) else asked) for name in scored_by(one, bases)}
+    found = [(base / spec).resolve() for base in bases if (base / spec).exists()]
+    return {str(path) for folder in found for path in (folder, *folder.glob("member-*"))} or {str(spec)}
 
 
 def optimized(config: EvaluateConfig) -> set[str]:
@@ -249,7 +252,11 @@ def measure(
     for name, scorer in (("gold", gold), ("score", proxy)):
         if scorer is None:
             continue
-        values = scorer.score(prompts, answers).value
+        scored = scorer.score(prompts, answers)
+        values = scored.value
+        if scored.disagreement is not None:
+            columns["disagreement"] = scored.disagreement.tolist()
+            figures["disagreement"] = float(scored.disagreement.mean())
         columns[name] = [float(v) for v in values]
         figures[name] = float(np.mean(values))
         groups: dict[str, list[float]] = defaultdict(list)

@@ -3,7 +3,8 @@ back, of the whole model or of its adapter alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,20 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from trueup.data.chat import Chat
-from trueup.models.load import assert_roundtrip, load_policy, load_scalar, save_model
-from trueup.models.lora import ADAPTER, Base, Lora, adapted, assert_merged, load_adapter, merged, save_adapter
+from trueup.models.load import assert_roundtrip, load_policy, load_scalar, save_model, score_name
+from trueup.models.lora import (
+    ADAPTER,
+    Base,
+    Lora,
+    adapted,
+    assert_merged,
+    fingerprint,
+    load_adapter,
+    merged,
+    save_adapter,
+)
 from trueup.models.net import Net, Precision
+from trueup.records import UserError
 
 
 class Whole:
@@ -58,9 +70,52 @@ def load_reward(
     (`trueup: {score_mean, score_std}`; raw where it says nothing)."""
     models = models or Whole(folder)
     net = Net(models.reward(folder) if kind == "reward" else models.critic(folder, seed), kind)
-    normalization = getattr(AutoConfig.from_pretrained(str(folder)), "trueup", None) or {}
+    normalization = recorded(folder)
     net.set_affine(normalization.get("score_mean", 0.0), normalization.get("score_std", 1.0))
     return net
+
+
+def recorded(folder: str | Path) -> dict[str, Any]:
+    """What a reward model's config.json says of it: {score_mean, score_std, n, start}, empty of others' models."""
+    return getattr(AutoConfig.from_pretrained(str(folder)), "trueup", None) or {}
+
+
+def start_of(model: PreTrainedModel) -> str:
+    """The hash of the weights and the head that a scalar model which has not learned yet starts from; an adapter,
+    which changes nothing yet, is no part of it."""
+    body: Any = model.base_model
+    if adapted(model):
+        made_on: Any = model._trueup_base
+        weights = made_on["sha256"]
+    else:
+        weights = fingerprint(body)
+        del body._trueup_sha256  # this body is about to change
+    head = getattr(model, score_name(model)).weight.detach().float().cpu().contiguous().numpy()
+    return hashlib.sha256(weights.encode() + head.tobytes()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def average_weights(folders: Sequence[str | Path], device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The reward model whose every weight is the mean over reward models that started from the same weights and head
+    (WARM, Rame et al. 2024): only there is the mean of the weights near the mean of the scores. Raises UserError
+    where their recorded starts differ, or one has none."""
+    starts = [recorded(folder).get("start") for folder in folders]
+    for folder, start in zip(folders, starts, strict=True):
+        if start is None:
+            raise UserError(f"{folder}: its config.json records no start, so its weights cannot be averaged")
+        if start != starts[0]:
+            raise UserError(
+                f"{folder}: started elsewhere ({start}) than {folders[0]} ({starts[0]}); weights can be averaged only "
+                "of reward models that share starting weights and head (model, head_seed)"
+            )
+    mean = load_scalar(folders[0], device=device).model
+    weights = mean.state_dict()
+    for count, folder in enumerate(folders[1:], 2):
+        other = load_scalar(folder, device=device).model.state_dict()
+        for name, weight in weights.items():
+            if weight.is_floating_point():
+                weight.lerp_(other[name], 1 / count)
+    return mean
 
 
 def save_weights(model: PreTrainedModel, folder: Path, *, chat: Chat) -> None:

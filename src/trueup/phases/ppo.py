@@ -74,16 +74,16 @@ class PPOConfig(Config):
     model: str
     """The policy's start, the SFT model; it is the reference too unless one is named."""
     scorer: Spec
-    """What is optimized: a reward model's folder, `module:function`, an `http://` address, or a weighted sum
-    {scorer: weight}."""
+    """What is optimized: a reward model's folder, `module:function`, an `http://` address, a weighted sum
+    {scorer: weight}, or an ensemble {ensemble: FOLDER, combine: wco}."""
     prompts: Data
     """Prompts to answer; preference and demonstration files serve too. Several data sets: [a.jsonl, {path: b, weight:
     0.5}]."""
     reference: str | None = None
     """The policy that the KL penalty holds on to; the start where none is named."""
     critic: str | None = None
-    """The reward model that the critic starts from; by default the scorer where that is one, or the one that weighs
-    most in it."""
+    """The reward model that the critic starts from; by default the scorer where that is one, the one that weighs most
+    in it, or an ensemble's best member."""
     audit: Spec | None = None
     """Another scorer that is only logged, beside the one that is optimized: a gold score where one is known."""
     seed: Seed = 0
@@ -322,7 +322,8 @@ def make_rollout(config: PPOConfig, players: Players, prompts: list[Prompt], ste
     clock = Clock()
     ids, completions = generate(config, players, prompts, step)
     clock.mark("generate")
-    raw = players.scorer.score(prompts, completions).value.astype(np.float32)
+    scored = players.scorer.score(prompts, completions)
+    raw = scored.value.astype(np.float32)
     scores = torch.from_numpy(np.where([c.ended for c in completions], raw, np.float32(players.missing_eos_score)))
     audit = players.audit.score(prompts, completions).value if players.audit else None
     clock.mark("score")
@@ -344,7 +345,8 @@ def make_rollout(config: PPOConfig, players: Players, prompts: list[Prompt], ste
     sampled = torch.zeros(mask.shape)
     for row, prompt, completion in zip(sampled, ids, completions, strict=True):
         row[len(prompt) : len(prompt) + len(completion.ids)] = torch.tensor(completion.logprobs)
-    return Rollout(prompts, completions, scores, audit, k1, k3, rewards, sampled, batch, clock.seconds)
+    doubt = scored.disagreement
+    return Rollout(prompts, completions, scores, audit, k1, k3, rewards, sampled, batch, clock.seconds, doubt)
 
 
 def check_finite(players: Players, prompts: Sequence[Prompt], batch: Batch, found: dict[str, torch.Tensor]) -> None:

@@ -24,7 +24,7 @@ from trueup.config import Config, Seed, display
 from trueup.data.batches import Batch, pair_batch, rectangle
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
-from trueup.data.prepare import Pair, comparisons, longer_wins
+from trueup.data.prepare import Pair, Prepared, comparisons, longer_wins
 from trueup.engine.fit import Training, fit
 from trueup.engine.learner import Learner, Losses, Optim
 from trueup.engine.mesh import Mesh
@@ -34,7 +34,7 @@ from trueup.math import bradley_terry_loss, center_penalty, expected_calibration
 from trueup.models.load import context_length, is_policy
 from trueup.models.lora import Lora
 from trueup.models.net import Net
-from trueup.models.roles import Models, load_weights, models_of, save_checked, save_weights
+from trueup.models.roles import Models, load_weights, models_of, save_checked, save_weights, start_of
 from trueup.records import Preference, UserError
 from trueup.run import Run
 
@@ -54,6 +54,12 @@ class RewardConfig(Config):
     """Only the prompts in this part of [0, 1): a reward model on (0.7, 1) can judge a policy trained against one on
     (0, 0.7), since they share no prompt."""
     seed: Seed = 0
+    head_seed: int | None = None
+    """Of the fresh head, where it is not `seed`: reward models with one head and different seeds can be averaged."""
+    bootstrap: bool = False
+    """Train on as many pairs drawn with replacement; the held-out ones stay."""
+    raters: tuple[str, ...] | None = None
+    """Train on the pairs of these raters (column `rater`) alone; the held-out ones stay."""
     max_length: int = Field(1024, gt=1)
     """Pairs with a longer row, or one that the model's context does not hold, are dropped, and counted."""
     held_out: float = Field(0.1, ge=0, lt=1)
@@ -85,24 +91,16 @@ def pair_loss(outputs: Batch, batch: Batch, *, center: float) -> Losses:
 
 def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
-    limit = min(config.max_length, context_length(config.model))
-    found = comparisons(chat, config.data, limit, seed=config.seed, held_out=config.held_out, part=config.part)
-    records, rows, valid = found.records, degraded(found.train, config), found.held
+    found, rows = read_pairs(config, chat)
+    records, valid = found.records, found.held
     run.say(
         f"{found.found.note()}; {len(records)} in this part of the prompts; {len(rows)} pairs to train on, "
         f"{found.counted()}"
     )
-    if not records:
-        raise UserError(f"{found.names}: no prompt falls into part {config.part[0]:g} to {config.part[1]:g}")
-    if not rows:
-        raise UserError(
-            f"{found.names}: every pair has a row with more than {limit} tokens (max_length, or the model's context)"
-            if found.too_long == len(records)
-            else f"{found.names}: no pair is left to train on ({found.counted()})"
-        )
 
     models = models_of(config.model, config.lora, precision=config.train.precision, device=mesh.device)
-    model = models.scalar(config.seed)
+    model = models.scalar(config.seed if config.head_seed is None else config.head_seed)
+    start = start_of(model)
     net = Net(model, "reward")
     results = fit(
         run,
@@ -120,7 +118,8 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     )
 
     normalization = normalize(config, net, mesh, chat, rows, models)
-    run.write("final", partial(save_checked, model, chat=chat, extra_config={"trueup": normalization}))
+    about = {"trueup": {**normalization, "start": start}}
+    run.write("final", partial(save_checked, model, chat=chat, extra_config=about))
     report = {}
     if valid:
         scores = pair_scores(net, mesh, valid, chat.pad_id)
@@ -133,6 +132,33 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             + (f"; ceiling set by the raters' noise {report['ceiling']:.3f}" if report["ceiling"] else "")
         )
     return {**results, **found.results(), "normalization": normalization, **report}
+
+
+def read_pairs(config: RewardConfig, chat: Chat) -> tuple[Prepared[Preference, Pair], list[Pair]]:
+    """The comparisons, held out by prompt, and those to train on: cut and turned (`limit`, `flips`), chosen by rater,
+    drawn again. Raises UserError where none is left."""
+    limit = min(config.max_length, context_length(config.model))
+    found = comparisons(chat, config.data, limit, seed=config.seed, held_out=config.held_out, part=config.part)
+    if not found.records:
+        raise UserError(f"{found.names}: no prompt falls into part {config.part[0]:g} to {config.part[1]:g}")
+    rows = degraded(found.train, config)
+    if not rows:
+        raise UserError(
+            f"{found.names}: every pair has a row with more than {limit} tokens (max_length, or the model's context)"
+            if found.too_long == len(found.records)
+            else f"{found.names}: no pair is left to train on ({found.counted()})"
+        )
+    if config.raters is not None:
+        known = sorted({p.rater for p in found.records})
+        rows = [p for p in rows if p.preference.rater in config.raters]
+        if unknown := sorted(set(config.raters) - set(known)):
+            raise UserError(f"{found.names}: no pair is by rater '{unknown[0]}'; raters: {', '.join(known)}")
+        if not rows:
+            raise UserError(f"{found.names}: no pair to train on is by {', '.join(config.raters)}")
+    if config.bootstrap:
+        drawn = np.random.default_rng([config.seed, 2]).integers(len(rows), size=len(rows))
+        rows = [rows[i] for i in drawn]
+    return found, rows
 
 
 def degraded(pairs: list[Pair], config: RewardConfig) -> list[Pair]:

@@ -27,7 +27,8 @@ class ScoreConfig(Config):
     completions: str
     """A `completions.jsonl` of phase `generate`."""
     scorer: Spec
-    """A reward model's folder, `module:function`, an `http://` address, or a weighted sum {scorer: weight}."""
+    """A reward model's folder, `module:function`, an `http://` address, a weighted sum {scorer: weight}, or an ensemble
+    {ensemble: FOLDER, combine: wco}."""
 
 
 def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
@@ -43,9 +44,11 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         answer["score"] = float(scores.value[i])
         parts = {k: None if np.isnan(v[i]) else float(v[i]) for k, v in scores.parts.items()}
         answer |= {"parts": parts} if parts else {}
+        answer |= {} if scores.disagreement is None else {"disagreement": float(scores.disagreement[i])}
     if mesh.is_main:
         write_jsonl(run.folder / "completions.jsonl", rows)
-        run.show(0, [{**describe(p), "completion": a["text"], "stop": a["stop"], "score": a["score"]} for p, a in flat])
+        known = ("stop", "score", "disagreement")
+        run.show(0, [{**describe(p), "completion": a["text"], **{k: a[k] for k in known if k in a}} for p, a in flat])
     mesh.barrier()
     value = scores.value
     run.say(f"{len(value)} completions scored by {scorer.name}: mean {value.mean():.3f}, s.d. {value.std():.3f}")
@@ -53,5 +56,6 @@ def run_phase(config: ScoreConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "completions": len(value),
         "score": float(value.mean()),
         "score_std": float(np.std(value)),
+        **({} if scores.disagreement is None else {"disagreement": float(scores.disagreement.mean())}),
         "parts": {k: float(v[~np.isnan(v)].mean()) for k, v in scores.parts.items() if not np.isnan(v).all()},
     }

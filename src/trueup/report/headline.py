@@ -27,7 +27,7 @@ from trueup.report.figures import (
 )
 from trueup.report.read import ABSENT, DONE, RunData, Stage, number, pair
 
-TRAINED = {"sft", "reward", "ppo", "dpo"}
+TRAINED = {"sft", "reward", "ensemble", "ppo", "dpo"}
 FEW = 30  # fewer measurements than this warn of nothing
 
 
@@ -84,11 +84,13 @@ def models_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def optimized_specs(run: RunData) -> list[Any]:
-    """What PPO optimized, as written in the recipe's stages: reward models, callables, or parts of weighted sums."""
+    """What PPO optimized, as written in the recipe's stages: reward models, callables, parts of weighted sums, or
+    ensembles and their members."""
     found: list[Any] = []
     for stage in run.of("ppo"):
         scorer = stage.config.get("scorer")
-        found += [scorer, *(scorer if isinstance(scorer, Mapping) else [])]
+        parts = scorer.get("ensemble", list(scorer)) if isinstance(scorer, Mapping) else []
+        found += [scorer, *([parts] if isinstance(parts, str) else parts)]
     return [s for s in found if s]
 
 
@@ -276,8 +278,9 @@ def _stage_line(stage: Stage) -> str:
             )
         parts.append(f"{r.get('steps', '?')} steps over {num(number(r, 'rows'), 0)} demonstrations")
         return head + "; ".join(parts) + "."
-    if stage.phase == "reward" and number(r, "accuracy") is not None:
+    if stage.phase in ("reward", "ensemble") and number(r, "accuracy") is not None:
         share, pairs = number(r, "accuracy") or 0.0, number(r, "pairs") or 0.0
+        together, alone = number(r, "all_wrong"), number(r, "all_wrong_if_independent")
         parts = [
             f"orders {percent(share)} {bracket(wilson(share, pairs), 0, scale=100)} of {num(pairs, 0)} held-out pairs "
             "as labelled"
@@ -289,8 +292,13 @@ def _stage_line(stage: Stage) -> str:
         clear = number(r, "clean", "clear_accuracy")
         if clear is not None:
             parts.append(f"{percent(clear)} of pairs with a clear gold margin are ordered right")
+        if together is not None:
+            parts.append(
+                f"all {r.get('members')} members are wrong on {percent(together)} of the pairs, where independent "
+                f"errors would meet on {percent(alone)}"
+            )
         return head + "; ".join(parts) + "."
-    if stage.phase == "reward" and r:
+    if stage.phase in ("reward", "ensemble") and r:
         return head + f"trained on {num(number(r, 'rows'), 0)} pairs; none were held out, so its accuracy is not known."
     if stage.phase == "ppo" and stage.metrics:
         text = f"{len(stage.metrics)} steps"
@@ -319,7 +327,7 @@ def _stage_line(stage: Stage) -> str:
     if (
         stage.status == DONE
         and m.get("phase")
-        and stage.phase not in ("world", "evaluate", "generate", "score", "sft", "reward", "dpo")
+        and stage.phase not in ("world", "evaluate", "generate", "score", "sft", "reward", "ensemble", "dpo")
     ):
         return head + f"done in {duration(number(m, 'seconds'))}."
     return ""

@@ -235,6 +235,13 @@ PPO: dict[str, Metric] = {
         "Falls far while the entropy falls: one answer serves every prompt. Read it; raise `kl_coef`, or give a small "
         "`entropy_coef`.",
     ),
+    "disagreement": Metric(
+        "Disagreement of the ensemble's members",
+        "s.d. over the members, in the unit of the score",
+        "Stays near its value at step 0.",
+        "Climbs with the KL: answers leave what the comparisons cover; read those with the highest disagreement, raise "
+        "`kl_coef`, or combine by `wco` or `uwo`. Flat proves nothing: members that share an error agree on it.",
+    ),
     "flat_groups": Metric(
         "Groups whose completions all score alike (`samples` above 1)",
         "share of the groups",

@@ -70,7 +70,10 @@ class Stage:
     def score_axis(self) -> str:
         """A reward model's score is in s.d. of SFT samples; another scorer's in a unit of its own."""
         scorer = self.config.get("scorer")
-        return "proxy score, s.d." if isinstance(scorer, str) and not CALLABLE.fullmatch(scorer) else "proxy score"
+        asked = scorer.get("ensemble") if isinstance(scorer, Mapping) else scorer
+        names = [asked] if isinstance(asked, str) else asked or []
+        models = names and not any(CALLABLE.fullmatch(name) for name in names)
+        return "proxy score, s.d." if models else "proxy score"
 
     @property
     def audit_name(self) -> str:

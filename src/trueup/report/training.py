@@ -14,11 +14,13 @@ FIRST: dict[str, list[str]] = {
     "sft": ["loss", "grad_norm"],
     "reward": ["loss", "accuracy"],
     "dpo": ["loss", "accuracy", "margin", "chosen_logprobs", "rejected_logprobs", "kl", "length", "end_rate"],
+    "ensemble": ["loss", "accuracy"],
     "ppo": [
         "score",
         "audit",
         "kl",
         "kl_k3",
+        "disagreement",
         "reward",
         "validation",
         "entropy",
@@ -32,7 +34,12 @@ FIRST: dict[str, list[str]] = {
         "end_rate",
     ],
 }
-LOSS_UNIT = {"sft": "nats per token", "reward": "nats per pair", "dpo": "per row"}
+LOSS_UNIT = {
+    "sft": "nats per token",
+    "reward": "nats per pair",
+    "ensemble": "nats per pair, mean over members",
+    "dpo": "per row",
+}
 THEN = [
     "policy_loss",
     "kl_loss",

@@ -97,11 +97,12 @@ class Own:
         return Scores(value, found.parts)
 
 
-def start(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
+def start(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], Scores]:
     """As `Asked.start`, of any scorer."""
     if isinstance(scorer, Asked | Own):
-        return scorer.start(prompts, completions)
-    return lambda: scorer.score(prompts, completions).value
+        value = scorer.start(prompts, completions)
+        return lambda: Scores(value())
+    return lambda: scorer.score(prompts, completions)
 
 
 def numbers(name: str, answers: Any, count: int) -> np.ndarray:
