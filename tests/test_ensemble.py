@@ -150,12 +150,12 @@ def test_ppo_reads_it_starts_its_critic_from_the_best_and_logs_disagreement(worl
 
 def test_weights_are_averaged_of_members_of_one_start_alone(world, made, mesh, monkeypatch):
     monkeypatch.chdir(world)
-    keys = {"average": True, "members": 2, "member": MEMBER}
+    keys = {"average": True, "members": 3, "member": MEMBER}
     stage = run(world, {"warm": {"phase": "ensemble", **keys}}, name="warm")["warm"]
-    members = [weights(stage.folder / "final" / f"member-{i}") for i in range(2)]
+    members = [weights(stage.folder / "final" / f"member-{i}") for i in range(3)]
     average = weights(stage.folder / "average")
     for name, weight in average.items():
-        torch.testing.assert_close(weight, (members[0][name] + members[1][name]) / 2, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weight, sum(one[name] for one in members) / 3, rtol=0, atol=1e-6)
     assert not torch.equal(members[0]["score.weight"], members[1]["score.weight"])
     about = recorded(stage.folder / "average")
     assert about["n"] == 64 and about["start"] == recorded(stage.folder / "final" / "member-1")["start"]

@@ -46,7 +46,7 @@ class EnsembleConfig(Config):
     """Several reward models as one scorer."""
 
     member: RewardConfig
-    """What all members share: a reward model's keys, `member.model` and `member.data` first."""
+    """What all members share: `member.model`, `member.data` and whatever else `trueup keys reward` lists."""
     members: int | list[str] = 5
     """How many to train; or reward models that there are already, which are only gathered."""
     seed: int = 0

@@ -50,7 +50,7 @@ def headline(run: RunData) -> Headline:
         _evaluated(out, run, evaluation)
     elif ppo:
         _only_ppo(out, ppo)
-    elif trained := [s for s in run.stages if s.status == DONE and s.phase in ("sft", "reward", "dpo")]:
+    elif trained := [s for s in run.stages if s.status == DONE and s.phase in ("sft", "reward", "ensemble", "dpo")]:
         out.claim = " ".join(_stage_line(s) for s in trained)
     else:
         done = [s.name for s in run.stages if s.status == DONE]
@@ -384,7 +384,7 @@ def _warnings(stage: Stage) -> list[str]:
         clip = stage.curve("clip_fraction")[1]
         if clip and ends(clip)[1] > 0.3:
             found.append(f"{name}: {percent(ends(clip)[1])} of the tokens are clipped; the updates are too large.")
-    if stage.phase == "reward" and (number(stage.results, "pairs") or 0) >= FEW:
+    if stage.phase in ("reward", "ensemble") and (number(stage.results, "pairs") or 0) >= FEW:
         share, longer = number(stage.results, "accuracy"), number(stage.results, "longer_wins")
         if share is not None and longer is not None and share <= longer:
             found.append(
