@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Rows:
     total: int
     made: str
     prompts: list[Prompt] = field(default_factory=list)
+    shared: float = 0.0
+    """Of pairs: the prompt's share of the shorter row."""
 
 
 @dataclass
@@ -279,6 +282,7 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
     def long(ids: list[int], text: str) -> int:
         return max(1, len(text) // A_TOKEN) if plain else len(ids)
 
+    opening: list[int] = []
     listed = sources(getattr(config, "data", None) or config.prompts)
     if far := [s.path for s in listed if not is_local(s.path)]:
         limit = min(getattr(config, "max_length", getattr(config, "max_prompt", 512)), context)
@@ -317,6 +321,7 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
             pair = encode_pair(chat, p)
             before = "".join(m["content"] for m in p.prompt.messages)
             sizes.append([long(pair.chosen, before + p.chosen.text), long(pair.rejected, before + p.rejected.text)])
+            opening.append(long(pair.chosen[: pair.prompt], before))
     else:
         limit = min(getattr(config, "max_prompt", context), context - 1)
         if (found := records(read_prompts)) is None:
@@ -334,7 +339,8 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
     if len(train) > len(some):
         how += f" (the first {len(some)} were looked at)"
     known = [record for _, record in kept] if stage.phase not in ("sft", "reward") and not plain else []
-    return Rows([size for size, _ in kept], total, how, known)  # type: ignore[arg-type]
+    shared = sum(opening) / max(1, sum(map(min, sizes)))
+    return Rows([size for size, _ in kept], total, how, known, shared)  # type: ignore[arg-type]
 
 
 ASSUMED = 10_000
@@ -429,10 +435,13 @@ def _texts(rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     return text_batch([Encoded([3] * n, [i >= max(1, n // 3) for i in range(n)]) for (n,) in rows], 0)
 
 
-def _pairs(rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    one = torch.ones(len(rows))
-    ids = torch.full((len(rows), 2, max(map(max, rows))), 3)
-    return {"ids": ids, "lengths": torch.tensor(rows), "label": one, "margin": one * 0, "weight": one}
+def _pairs(rows: Sequence[Sequence[int]], shared: float) -> dict[str, torch.Tensor]:
+    """Pairs of these lengths, which begin alike for this share of the shorter row."""
+    one, lengths = torch.ones(len(rows)), torch.tensor(rows)
+    ids = torch.full((len(rows), 2, int(lengths.max())), 3)
+    column = torch.arange(ids.shape[2])
+    ids[:, 1] += column >= (lengths.min(1).values * shared).long()[:, None]
+    return {"ids": ids, "lengths": lengths, "label": one, "margin": one * 0, "weight": one}
 
 
 def _fit(
@@ -539,8 +548,8 @@ def _walk_reward(walk: Walk, footprint: Footprint) -> None:
     _parts(footprint, models, **{"reward model": model})
     net = Net(model, "reward")
     learner = Learner(net, config.train.optim, steps=1, precision=config.train.precision)
-    loss = _pair_loss(config.center)
-    steps = _fit(walk, footprint, learner, _pairs, loss)
+    loss = partial(reward.pair_loss, center=config.center)
+    steps = _fit(walk, footprint, learner, partial(_pairs, shared=walk.rows.shared), loss)
     del learner
     gc.collect()
     if config.normalize_samples:
@@ -556,12 +565,6 @@ def _walk_reward(walk: Walk, footprint: Footprint) -> None:
         del start
     _save(walk, footprint, model, config.model)
     _disk(walk, {"reward": model}, {"final": model}, best=config.held_out > 0, shown=2 * config.samples, steps=steps)
-
-
-def _pair_loss(center: float) -> Any:
-    from functools import partial
-
-    return partial(reward.pair_loss, center=center)
 
 
 def _score(walk: Walk, footprint: Footprint, net: Net, lengths: Sequence[int]) -> None:
