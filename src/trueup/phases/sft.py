@@ -53,7 +53,7 @@ class SFTConfig(Config):
     sampling: Sampling = Sampling(max_tokens=64)
     """How the samples at the end are drawn."""
     samples: int = display(64, ge=0)
-    """How many held-out prompts are answered at the end, to see whether the model stops."""
+    """How many prompts, held-out ones where there are any, are answered at the end, to see whether the model stops."""
 
 
 def sft_loss(outputs: Batch, batch: Batch) -> Losses:
@@ -135,7 +135,7 @@ def sample(
     )
     ended = sum(a.ended for a in answers) / len(answers)
     length = sum(len(a.ids) for a in answers) / len(answers)
-    run.say(f"held-out samples: {ended:.0%} end by themselves, {length:.0f} tokens on average")
+    run.say(f"samples: {ended:.0%} end by themselves, {length:.0f} tokens on average")
     opener = chat.user_opener()
     return {
         "end_rate": ended,
