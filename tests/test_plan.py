@@ -330,6 +330,7 @@ def shrunk(data: Path, model: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_real_models_recipe_runs_on_its_tiny_twin(tmp_path, monkeypatch, real, recipe):
     monkeypatch.chdir(tmp_path)
