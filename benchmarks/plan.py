@@ -62,7 +62,9 @@ def make(folder: Path, size: str) -> None:
         bos_token_id=None,
     )
     torch.manual_seed(0)
-    chat = Chat(_word_tokenizer(config))
+    tokenizer = _word_tokenizer(config)
+    tokenizer.add_tokens(["w", "x"])
+    chat = Chat(tokenizer)
     model = LlamaForCausalLM(config)
     save_model(model, folder / "model", chat.tokenizer, end_id=chat.end_id, pad_id=chat.pad_id)
     made = Base(str(folder / "model"), Lora.model_validate(LORA)).scalar(0)
@@ -70,16 +72,14 @@ def make(folder: Path, size: str) -> None:
     save_adapter(made, folder / "reward" / ADAPTER)
     dice = random.Random(0)
 
-    def words(low: int, high: int) -> str:
-        return " ".join(["w"] * dice.randint(low, high))
+    def words(low: int, high: int, word: str = "w") -> str:
+        return " ".join([word] * dice.randint(low, high))
 
     low, high = (4, 12) if size == "T" else (16, 128)
-    rows = [(words(low, high) + f" {i}", words(high // 2, high), words(high // 2, high)) for i in range(4 * batch)]
+    rows = [(f"{words(low, high)} {i}", words(high // 2, high), words(high // 2, high, "x")) for i in range(4 * batch)]
     for name, columns in (("demos", 2), ("pairs", 3), ("prompts", 1)):
         keys = ("prompt", "completion") if columns == 2 else ("prompt", "chosen", "rejected")
-        text = "".join(
-            json.dumps(dict(zip(keys, (row[0], row[1], row[2] + " x"), strict=False))) + "\n" for row in rows
-        )
+        text = "".join(json.dumps(dict(zip(keys, row, strict=False))) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
 
 
