@@ -138,9 +138,24 @@ def made(tmp_path_factory):
 pytestmark = [needs_shared(SEEDS, SUMS, PAIRS), pytest.mark.long]
 
 
-@pytest.mark.parametrize("stage, rows", [("sums", 200), ("seeds", 175)])
-def test_sft_learns_from_self_instruct_and_from_gsm8k_and_counts_what_is_too_long(made, stage, rows):
+def as_asked(row: dict) -> tuple[str, str]:
+    """A row of GSM8K or self-instruct as question and answer."""
+    if "question" in row:
+        return row["question"], row["answer"]
+    (instance,) = row["instances"]
+    return "\n\n".join(t.strip() for t in (row["instruction"], instance["input"]) if t.strip()), instance["output"]
+
+
+@pytest.mark.parametrize("stage, rows, longest", [("sums", 200, 256), ("seeds", 175, 100)])
+def test_sft_learns_from_self_instruct_and_from_gsm8k_and_counts_what_is_too_long(made, stage, rows, longest):
     folder = getattr(made, stage)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "final")
+    over = 0
+    for row in lines(made.folder / "sums.jsonl" if stage == "sums" else SHARED / SEEDS):
+        question, answer = as_asked(row)
+        messages = [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        over += len(tokenizer(text.removesuffix("\n"))["input_ids"]) > longest
     log, found = lines(folder / "metrics.jsonl"), made.results[folder]
     losses = [row["loss"] for row in log]
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.5
@@ -148,7 +163,7 @@ def test_sft_learns_from_self_instruct_and_from_gsm8k_and_counts_what_is_too_lon
     assert found["too_long"] > 0 and (min(valid) < valid[0] if stage == "sums" else not valid)
     counted = re.search(r"(\d+) rows; (\d+) to train on, (\d+) held out, (\d+) over", made.printed[stage])
     total, *parts = map(int, counted.groups())
-    assert total == rows == sum(parts) and parts[2] == found["too_long"]
+    assert total == rows == sum(parts) and parts[2] == found["too_long"] == over
 
 
 def test_the_reward_models_accuracy_stands_beside_longer_wins_and_both_are_true(made):
