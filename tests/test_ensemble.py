@@ -98,13 +98,13 @@ def test_a_bootstrap_draws_as_many_pairs_from_those_to_train_on(world, monkeypat
     chat = Chat.load("sft/final")
     keys = {**MEMBER, "seed": 1}
     plain, drawn = (read_pairs(RewardConfig(**keys, bootstrap=b), chat) for b in (False, True))
-    ids = [{p.preference.prompt.id for p in d.rows} for d in (plain, drawn)]
-    assert len(drawn.rows) == len(plain.rows) and ids[1] < ids[0]
-    assert [p.chosen for p in drawn.valid] == [p.chosen for p in plain.valid]
+    ids = [{p.preference.prompt.id for p in rows} for _, rows in (plain, drawn)]
+    assert len(drawn[1]) == len(plain[1]) and ids[1] < ids[0]
+    assert [p.chosen for p in drawn[0].held] == [p.chosen for p in plain[0].held]
     other = read_pairs(RewardConfig(**{**keys, "seed": 2}, bootstrap=True), chat)
-    assert [p.preference.prompt.id for p in other.rows] != [p.preference.prompt.id for p in drawn.rows]
+    assert [p.preference.prompt.id for p in other[1]] != [p.preference.prompt.id for p in drawn[1]]
     heard = read_pairs(RewardConfig(**keys, raters=("rater-1",)), chat)
-    assert {p.preference.rater for p in heard.rows} == {"rater-1"} and len(heard.valid) == len(plain.valid)
+    assert {p.preference.rater for p in heard[1]} == {"rater-1"} and len(heard[0].held) == len(plain[0].held)
     with pytest.raises(UserError, match="no pair is by rater 'rater-9'; raters: rater-0, rater-1"):
         read_pairs(RewardConfig(**keys, raters=("rater-9",)), chat)
 
@@ -188,7 +188,7 @@ def test_reward_models_that_there_are_can_be_gathered(world, made, mesh):
         ({"average": True, "starts": ["sft/final", "base"]}, "'starts' names several"),
         ({"raters": 0.5, "member": {**MEMBER, "data": "pairs.jsonl"}}, "needs pairs by two or more raters"),
         ({"combine": "worst"}, "key 'combine'"),
-        ({"member": {**MEMBER, "dat": 1}}, "unknown key 'member.dat'; did you mean 'data'"),
+        ({"member": {**MEMBER, "dat": 1}}, "unknown key 'member.dat'; did you mean 'member.data'"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(world, keys, message):

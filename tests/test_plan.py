@@ -153,6 +153,7 @@ def small(folder: Path) -> dict:
     }
 
 
+@pytest.mark.long
 def test_done_and_due_and_the_time_that_earlier_runs_took(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)
@@ -172,6 +173,7 @@ def test_done_and_due_and_the_time_that_earlier_runs_took(tmp_path, monkeypatch)
     assert "estimate" in planning.plan(other, tmp_path / "runs", rate=1e12)[0].known_from
 
 
+@pytest.mark.long
 def test_parts_add_up_and_a_shared_base_is_held_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)
@@ -190,6 +192,7 @@ def test_parts_add_up_and_a_shared_base_is_held_once(tmp_path, monkeypatch):
     assert sum(v for k, v in two.items() if k.startswith("weights")) > 1.9 * one
 
 
+@pytest.mark.long
 def test_checkpointing_and_a_smaller_micro_batch_take_less(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)
@@ -203,6 +206,7 @@ def test_checkpointing_and_a_smaller_micro_batch_take_less(tmp_path, monkeypatch
     assert step("sft.train.optim.micro_tokens=20") < plain
 
 
+@pytest.mark.long
 def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)
@@ -225,6 +229,7 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(tmp_path, monkey
     assert planning.largest(stage, folders, whole, 1000) == 0
 
 
+@pytest.mark.long
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)

@@ -102,6 +102,8 @@ def test_contents_of_inputs_are_part_of_the_key(toy):
     data = {"name": "keys", "stages": {"sft": {**SFT, "data": "copy.jsonl"}}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy)
+        patch.syspath_prepend(toy)
+        patch.delitem(sys.modules, "toyrules", raising=False)  # another test's may have been imported from its folder
         before = resolve(load_recipe(data), Path("runs"))[0].key
         assert resolve(load_recipe(data), Path("elsewhere"))[0].key == before
         with open("copy.jsonl", "a") as file:

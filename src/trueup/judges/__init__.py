@@ -24,7 +24,8 @@ JudgeSpec = str | dict[str, Any]
 
 def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
     """The judge that `spec` names. A callable that takes `seed` gets the stage's where the spec gives none."""
-    if isinstance(spec, Mapping) and "use" not in spec:  # a weighted sum, or an ensemble
+    weights = isinstance(spec, Mapping) and bool(spec) and all(isinstance(w, int | float) for w in spec.values())
+    if isinstance(spec, Mapping) and (weights or "ensemble" in spec):
         return ScorerJudge(make_scorer(dict(spec), mesh))
     use, arguments = (
         (spec.get("use", ""), {k: v for k, v in spec.items() if k != "use"})
