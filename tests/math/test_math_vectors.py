@@ -1,13 +1,10 @@
 """Every vector of vectors.json that concerns trueup.math holds to 1e-9 in float64."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from tests.math.conftest import FILE
-from tests.shared import SHARED, needs_shared
 from trueup.math import (
     AdaptiveKL,
     best_of_n,
@@ -266,8 +263,3 @@ def test_best_of_n_of_many_samples(vector, close):
     close(top, expected["weight_of_top_sample"])
     close(second, expected["weight_of_second"])
     close(best_of_n(proxy, torch.ones_like(proxy), [given["n"]])[0], expected["sum_weights"])
-
-
-@needs_shared("vectors.json")
-def test_the_vectors_are_the_published_ones():
-    assert json.loads(FILE.read_text()) == json.loads((SHARED / "vectors.json").read_text())
