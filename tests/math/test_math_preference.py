@@ -238,3 +238,11 @@ def test_what_dpo_and_kto_refuse():
         kto_loss(row, row, side[:, None], 0.0, beta=0.1)
     with pytest.raises(ValueError, match=r"baseline \(3, 1\)"):
         kto_loss(row, row, side, column, beta=0.1)
+
+
+@pytest.mark.parametrize("odd", ["logprobs", "ref_logprobs", "desirable"])
+def test_kto_refuses_one_shape_that_is_not_the_others(odd):
+    given = {"logprobs": torch.zeros(3), "ref_logprobs": torch.zeros(3), "desirable": torch.ones(3, dtype=torch.bool)}
+    given[odd] = given[odd][:1]  # which would broadcast
+    with pytest.raises(ValueError):
+        kto_loss(**given, baseline=0.0, beta=0.1)

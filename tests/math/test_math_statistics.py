@@ -157,3 +157,11 @@ def test_nested_bootstrap_is_a_function_of_its_seed_and_takes_ten_thousand():
 def test_nested_bootstrap_refuses_what_does_not_fit(groups):
     with pytest.raises(ValueError, match="some, alike but in N, with rows"):
         nested_bootstrap(groups, seed=0)
+
+
+def test_nested_bootstrap_keeps_parts_and_columns_apart():
+    """Two parts, three columns, every row the same: each mean is its part's and column's own value."""
+    own = torch.arange(6.0).view(2, 1, 3).expand(2, 4, 3)
+    found = nested_bootstrap([own, own], seed=0, samples=5)
+    assert found.shape == (5, 2, 2, 3)
+    assert torch.equal(found, torch.arange(6.0).double().view(2, 3).expand(5, 2, 2, 3))
