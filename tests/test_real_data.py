@@ -93,7 +93,7 @@ def made(tmp_path_factory):
     reward = trueup(
         "reward", "model=models/neox", "data=pairs.jsonl", f"max_length={LONGEST}", "held_out=0.3",
         "normalize_samples=32", "samples=1000", reply,
-        "train.epochs=3", "train.batch=16", "train.optim.lr=3e-3",
+        "train.epochs=5", "train.batch=16", "train.optim.lr=3e-3",
     )  # fmt: skip
     ppo = trueup(
         "ppo", f"model={seeds}/final", f"scorer={reward}/final", "prompts=pairs.jsonl", f"max_prompt={PROMPT}",
@@ -129,7 +129,7 @@ def made(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     plain = json.loads(done.stdout)
     return SimpleNamespace(
-        folder=folder, pairs=pairs, printed=printed, sums=sums, seeds=seeds, reward=reward, ppo=ppo,
+        folder=folder, pairs=[p for p in pairs if hh(p["chosen"])[-1]["content"]], printed=printed, sums=sums, seeds=seeds, reward=reward, ppo=ppo,
         held=held, rollout=rollout, greedy=greedy, plain=plain,
         results={f: json.loads((f / "results.json").read_text()) for f in (sums, seeds, reward, ppo)},
     )  # fmt: skip
@@ -195,6 +195,7 @@ def test_no_prompt_is_on_both_sides_and_every_long_pair_is_counted(made):
         prompts.append(key(hh(pair["chosen"])[:-1]))
     short = [p for p, n in zip(prompts, longest, strict=True) if n <= LONGEST]
     found = made.results[made.reward]
+    assert found["dropped"] == {"empty chosen": 240 - len(made.pairs)} and len(made.pairs) < 240
     assert found["too_long"] == len(made.pairs) - len(short) > 0
     held = {key(asked(row)) for row in made.held}
     assert found["pairs"] == sum(p in held for p in short)  # all pairs of a held-out prompt are held out
