@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +41,41 @@ def write_report(run_folder: Path) -> Path:
     """
     folder = Path(run_folder)
     run = read_run(folder)
-    page = render(run).encode("utf-8", "replace").decode("utf-8")
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", render(run))
     return folder / "report.html"
 
 
 def render(run: RunData) -> str:
+    sections = Sections(run)
+    return filled(
+        "report.html.j2",
+        sections.charts(),
+        run=run,
+        sample_data=script_json(sections.samples),
+        s=sections,
+        title_of=title_of,
+    )
+
+
+def filled(template: str, charts: Iterable[Chart], **values: Any) -> str:
+    """A self-contained page: the template with its style, its scripts, the policy that lets no other run, its charts
+    and `values`."""
     from plotly.offline import get_plotlyjs
 
     scripts = [get_plotlyjs(), (HERE / "report.js").read_text(encoding="utf-8")]
-    sections = Sections(run)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["coded"] = lambda text: Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
     environment.filters["visible"] = lambda text: visible(str(text))
-    return environment.get_template("report.html.j2").render(
-        run=run,
+    page = environment.get_template(template).render(
         policy=content_policy(scripts),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        scripts=[Markup(s) for s in scripts],
-        chart_data=script_json({c.id: c.figure for c in sections.charts()}),
-        sample_data=script_json(sections.samples),
-        s=sections,
-        title_of=title_of,
+        scripts=[Markup(script) for script in scripts],
+        chart_data=script_json({chart.id: chart.figure for chart in charts}),
+        **values,
     )
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def content_policy(scripts: Sequence[str]) -> str:

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
-
 from trueup.records import UserError, write_text
 from trueup.report.charts import SERIES, STEP, Chart, Trace, figure, label, whiskers
-from trueup.report.figures import duration, num, visible
+from trueup.report.figures import duration, num
 from trueup.report.overoptimization import tick_values
-from trueup.report.page import HERE, content_policy, script_json, to_yaml
+from trueup.report.page import filled, to_yaml
 
 GOLD, PROXY = "gold, s.d. of the start", "proxy, s.d. of the start"
 CURVE = Mapping[str, Any]
@@ -35,27 +31,12 @@ def write_study_report(folder: Path) -> Path:
         if not path.is_file():
             raise UserError(f"{folder}: no {name}.json here; trueup overoptimize writes it once every stage is done")
         data[name] = json.loads(path.read_text(encoding="utf-8"))
-    page = render(Page(folder, **data)).encode("utf-8", "replace").decode("utf-8")
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", render(Page(folder, **data)))
     return folder / "report.html"
 
 
 def render(page: Page) -> str:
-    from plotly.offline import get_plotlyjs
-
-    scripts = [get_plotlyjs(), (HERE / "report.js").read_text(encoding="utf-8")]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["coded"] = lambda text: Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
-    environment.filters["visible"] = lambda text: visible(str(text))
-    return environment.get_template("study.html.j2").render(
-        s=page,
-        policy=content_policy(scripts),
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        scripts=[Markup(s) for s in scripts],
-        chart_data=script_json({c.id: c.figure for _, charts in page.parts for c in charts}),
-    )
+    return filled("study.html.j2", (chart for _, charts in page.parts for chart in charts), s=page)
 
 
 class Page:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich import box
 from rich.console import Group as Parts
@@ -22,7 +21,7 @@ from trueup.records import UserError, write_text
 from trueup.report.charts import SERIES, STEP, Chart, Group, figure, line
 from trueup.report.figures import NONE, duration, short, title_of, visible
 from trueup.report.metrics import METRICS
-from trueup.report.page import HERE, content_policy, script_json
+from trueup.report.page import filled
 from trueup.report.read import RunData, Stage, finite, number, read_run
 from trueup.report.training import FIRST, THEN
 
@@ -153,23 +152,9 @@ def tables(found: Comparison) -> Parts:
 
 def write_page(found: Comparison, out: Path) -> Path:
     """One self-contained page. Raises UserError where `out` is something else than such a page."""
-    from plotly.offline import get_plotlyjs
-
     if out.exists() and not (out.is_file() and GENERATOR in out.read_text(encoding="utf-8", errors="replace")[:4000]):
         raise UserError(f"{out}: is there already and not a page of trueup compare; name another file with --out")
-    scripts = [get_plotlyjs(), (HERE / "report.js").read_text(encoding="utf-8")]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["visible"] = lambda text: visible(str(text))
-    page = environment.get_template("versus.html.j2").render(
-        found=found,
-        title=" against ".join(found.names),
-        generator=Markup(GENERATOR),
-        policy=content_policy(scripts),
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        scripts=[Markup(s) for s in scripts],
-        chart_data=script_json({c.id: c.figure for g in found.curves for c in [*g.charts, *g.more]}),
-    )
-    write_text(out, page.encode("utf-8", "replace").decode("utf-8"))
+    charts = [chart for group in found.curves for chart in [*group.charts, *group.more]]
+    title = " against ".join(found.names)
+    write_text(out, filled("versus.html.j2", charts, found=found, title=title, generator=Markup(GENERATOR)))
     return out
