@@ -128,8 +128,9 @@ def made(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     plain = json.loads(done.stdout)
+    told = [p for p in pairs if hh(p["chosen"])[-1]["content"]]
     return SimpleNamespace(
-        folder=folder, pairs=[p for p in pairs if hh(p["chosen"])[-1]["content"]], printed=printed, sums=sums, seeds=seeds, reward=reward, ppo=ppo,
+        folder=folder, pairs=told, printed=printed, sums=sums, seeds=seeds, reward=reward, ppo=ppo,
         held=held, rollout=rollout, greedy=greedy, plain=plain,
         results={f: json.loads((f / "results.json").read_text()) for f in (sums, seeds, reward, ppo)},
     )  # fmt: skip
