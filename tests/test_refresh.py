@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tests.toy import QUESTIONS, constant, results, run
 from trueup.report.closing import rounds_table
+from trueup.report.read import read_run
 from trueup.store import Store
 
 STAGES = {
@@ -100,7 +101,7 @@ def test_half_of_the_pairs_are_against_the_start(toy, made):
 
 
 def test_what_each_round_cost_and_gave_is_told(toy, made):
-    table = rounds_table(toy / "runs/refreshed")
+    table = rounds_table(read_run(toy / "runs/refreshed"))
     assert table is not None
     console = Console(width=120, record=True, file=StringIO())
     console.print(table)
@@ -111,7 +112,7 @@ def test_what_each_round_cost_and_gave_is_told(toy, made):
         (line,) = [x.split() for x in said.splitlines() if x.strip().startswith(f"{k} ")]
         assert line[1] == str(spent)
         assert line[-1] == f"{results(made['ppo' if k == 1 else f'ppo-{k}'])['audit']:.2f}"
-    assert rounds_table(toy / "runs/made") is None
+    assert rounds_table(read_run(toy / "runs/made")) is None
 
 
 def test_a_second_call_finds_all_rounds_done(toy, made, capsys):

@@ -42,7 +42,7 @@ def demo(assignments: Keys = None, runs: Runs = RUNS) -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe: world, dpo, own.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a built-in recipe: world, dpo, refresh, own.")],
     assignments: Keys = None,
     runs: Runs = RUNS,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
@@ -88,18 +88,19 @@ def _run(source: str | dict[str, Any], assignments: list[str], runs: Path, dry: 
         raise SystemExit(130) from None
     if int(os.environ.get("RANK", 0)) == 0:
         console.print(f"made: {stages[-1].folder}", markup=False)
-        _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"])
+        _close(runs / recipe.name, [s.folder for s in stages if s.phase == "evaluate"], bool(recipe.rounds))
 
 
-def _close(folder: Path, evaluations: list[Path]) -> None:
-    """The closing table and the report's place."""
+def _close(folder: Path, evaluations: list[Path], rounds: bool) -> None:
+    """The closing tables and the report's place."""
     import json
 
     from trueup.report import write_report
     from trueup.report.closing import closing_table, examples_table, rounds_table
+    from trueup.report.read import read_run
     from trueup.run import console
 
-    if table := rounds_table(folder):
+    if rounds and (table := rounds_table(read_run(folder))):
         console.print(table)
     for evaluation in evaluations:
         results = json.loads((evaluation / "results.json").read_text(encoding="utf-8"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trueup.report.figures import NONE, bracket, num, percent, title_of, visible
+from trueup.report.figures import NONE, bracket, num, percent, safe, title_of
 from trueup.report.headline import models_of
-from trueup.report.read import number, pair
+from trueup.report.read import RunData, number, pair
 
 
 def closing_table(results: Mapping[str, Any]) -> Table:
@@ -64,16 +62,15 @@ def closing_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def rounds_table(run: Path) -> Table | None:
+def rounds_table(run: RunData) -> Table | None:
     """A run whose reward model is refreshed, round by round: labels spent so far, the reward model's accuracy on the
     held-out comparisons of earlier rounds and of its own, and its PPO's KL, score and gold. None without rounds."""
-    record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    families = record["recipe"].get("rounds") or {}
+    stages = {stage.name: stage for stage in run.stages}
     found: dict[str, list[dict[str, Any]]] = {}
-    for names in families.values():
-        made = [_made(run, record["stages"].get(name, "")) for name in names]
-        if made and made[0]:
-            found[made[0].get("phase", "")] = made
+    for names in (run.recipe.get("rounds") or {}).values():
+        made = [stages[name] for name in names if name in stages]
+        if made and made[0].results:
+            found[made[0].phase] = [stage.results for stage in made]
     if "reward" not in found:
         return None
     table = Table(box=box.SIMPLE_HEAD, title="Round by round", title_justify="left")
@@ -89,15 +86,6 @@ def rounds_table(run: Path) -> Table | None:
         figures = (earlier, parts[-1].get("accuracy"), ppo.get("kl"), ppo.get("score"), ppo.get("audit"))
         table.add_row(str(i + 1), str(labels), *(num(figure) for figure in figures))
     return table
-
-
-def _made(run: Path, folder: str) -> dict[str, Any]:
-    """A stage's results with its phase; empty where it is not done."""
-    results, manifest = run / folder / "results.json", run / folder / "manifest.json"
-    if not folder or not results.exists():
-        return {}
-    phase = json.loads(manifest.read_text(encoding="utf-8"))["phase"]
-    return {**json.loads(results.read_text(encoding="utf-8")), "phase": phase}
 
 
 def _title(results: Mapping[str, Any]) -> Text:
@@ -126,7 +114,7 @@ def examples_table(results: Mapping[str, Any], mode: str = "sampled") -> Group:
     for example in results.get("examples") or []:
         answers = example.get("answers") or {}
         title = Text(f"{example['category']}: " if example.get("category") else "", style="dim")
-        title.append(_safe(str(example.get("prompt", ""))), style="bold not dim")
+        title.append(safe(str(example.get("prompt", ""))), style="bold not dim")
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", expand=True)
         for name in names:
             table.add_column(Text(title_of(name)), ratio=1, overflow="fold")
@@ -139,9 +127,4 @@ def _answer(modes: Any, mode: str) -> Text:
     text = modes.get(mode) if isinstance(modes, Mapping) else None
     if text is None:
         return Text(NONE, style="dim")
-    return Text(_safe(text)) if text else Text("(empty)", style="dim")
-
-
-def _safe(text: str) -> str:
-    """A terminal must not obey what a model wrote."""
-    return visible(text, bidi=False)
+    return Text(safe(text)) if text else Text("(empty)", style="dim")

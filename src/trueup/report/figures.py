@@ -131,6 +131,11 @@ def visible(text: str, *, bidi: bool = True) -> str:
     return "".join(_visible(c, bidi) for c in text)
 
 
+def safe(text: str) -> str:
+    """For a terminal, which must not obey what a model wrote."""
+    return visible(text, bidi=False)
+
+
 def _visible(c: str, bidi: bool) -> str:
     code = ord(c)
     if c in "\n\t" or 32 <= code < 127:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from trueup.records import UserError, write_text
 from trueup.report.charts import SERIES, STEP, Chart, Group, figure, line
-from trueup.report.figures import NONE, duration, short, title_of, visible
+from trueup.report.figures import NONE, duration, safe, short, title_of
 from trueup.report.metrics import METRICS
 from trueup.report.page import filled
 from trueup.report.read import RunData, Stage, finite, number, read_run
@@ -141,9 +141,9 @@ def tables(found: Comparison) -> Parts:
             table = Table(box=box.SIMPLE_HEAD, title=Text(rows.title + kind, style="bold"), title_justify="left")
             table.add_column("")
             for name in found.names:
-                table.add_column(Text(visible(name, bidi=False)), justify="left" if kind else "right", overflow="fold")
+                table.add_column(Text(safe(name)), justify="left" if kind else "right", overflow="fold")
             for key, cells in rows.rows:
-                table.add_row(*(Text(visible(text, bidi=False)) for text in (key, *cells)))
+                table.add_row(*(Text(safe(text)) for text in (key, *cells)))
             parts.append(table)
     if not found.differences:
         parts.append(Text("The configs are the same."))

@@ -20,7 +20,7 @@ from trueup.report.diagnosis.finding import ERROR, NOTE, ORDER, WARNING, Finding
 from trueup.report.diagnosis.labels import generate, judge, reward
 from trueup.report.diagnosis.ppo import ppo
 from trueup.report.diagnosis.sft import sft
-from trueup.report.figures import visible
+from trueup.report.figures import safe
 from trueup.report.read import ABSENT, DONE, RunData, Stage
 
 __all__ = ["ERROR", "NOTE", "WARNING", "Finding", "diagnose", "diagnosis_table"]
@@ -108,8 +108,3 @@ def diagnosis_table(run: RunData, found: Sequence[Finding]) -> Group:
     parts.append(Text(safe(f"{what}; looked at: {', '.join(looked) or 'no stage, none has records yet'}")))
     parts += [Text(safe(f"left out: {problem}"), style="dim") for problem in run.problems]
     return Group(*parts)
-
-
-def safe(text: str) -> str:
-    """A terminal must not obey what a model wrote."""
-    return visible(text, bidi=False)
