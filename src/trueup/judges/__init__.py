@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trueup.records import Comparison, Judge, Scorer, UserError, Verdict
 from trueup.scorers import CALLABLE, load_object, make_scorer
 from trueup.scorers.asked import Own
-from trueup.scorers.faults import fault
+from trueup.scorers.faults import told
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -37,12 +37,8 @@ def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
     if not CALLABLE.match(use):
         return ScorerJudge(make_scorer(use, mesh))
     made = load_object(use)
-    try:
+    with told(f"judge '{use}'"):
         made = made(**{**({"seed": seed} if _takes_seed(made) else {}), **arguments}) if callable(made) else made
-    except UserError:
-        raise
-    except Exception as error:
-        raise fault(f"judge '{use}'", error) from None
     if isinstance(made, Judge):
         return made
     if isinstance(made, Scorer):
@@ -52,12 +48,8 @@ def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
 
 def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
     """The judge's verdicts. Raises UserError where they are not one probability, or an abstention, a comparison."""
-    try:
+    with told(f"judge '{judge.name}'"):
         found = judge.judge(comparisons)
-    except UserError:
-        raise
-    except Exception as error:
-        raise fault(f"judge '{judge.name}'", error) from None
     if not isinstance(found, Iterable):
         raise UserError(f"judge '{judge.name}' must give a list of Verdicts, got {type(found).__name__}")
     verdicts = list(found)

@@ -25,7 +25,7 @@ from trueup.config import parse
 from trueup.records import Completion, Prompt, Scorer, Scores, UserError
 from trueup.scorers.asked import Own, refuse_gaps, start
 from trueup.scorers.ensemble import Ensemble, EnsembleSpec, is_ensemble, read_ensemble
-from trueup.scorers.faults import fault
+from trueup.scorers.faults import told
 from trueup.scorers.functions import from_function
 from trueup.scorers.http import from_address
 
@@ -89,14 +89,11 @@ def load_object(spec: str) -> Any:
     module, _, name = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"'{spec}': no module named '{error.name}' (looked in {Path.cwd()} too)") from None
-    except UserError:
-        raise
-    except Exception as error:
-        raise fault(f"'{spec}': the import of '{module}'", error) from None
+    with told(f"'{spec}': the import of '{module}'"):
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"'{spec}': no module named '{error.name}' (looked in {Path.cwd()} too)") from None
     if not hasattr(loaded, name):
         raise UserError(f"'{spec}': module '{module}' has no '{name}'")
     return getattr(loaded, name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueup.records import Completion, Prompt, Scorer, Scores, UserError
-from trueup.scorers.faults import fault
+from trueup.scorers.faults import told
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -37,28 +37,24 @@ class Asked:
     ) -> None:
         self.name, self.ask, self.mesh, self.waits = name, ask, mesh, waits
 
-    def start(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
-        """Begins to wait, if it waits; calling what is returned gives the values [B], NaN where it does not apply."""
+    def start(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], Scores]:
+        """Begins to wait, if it waits; calling what is returned gives the scores, NaN where it does not apply."""
         answers: Callable[[], Any] = functools.partial(self.ask, prompts, completions)
         if self.waits and self.mesh.is_main:
             answers = asyncio.run_coroutine_threadsafe(answers(), loop()).result
 
         def checked() -> np.ndarray:
             """In the main process alone, so that a failure there is known to every process."""
-            try:
+            with told(f"'{self.name}'"):
                 found = answers()
-            except UserError:
-                raise
-            except Exception as error:
-                raise fault(f"'{self.name}'", error) from None
             return numbers(self.name, found, len(completions))
 
-        return lambda: self.mesh.from_main(checked)
+        return lambda: Scores(self.mesh.from_main(checked))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
-        value = self.start(prompts, completions)()
-        refuse_gaps(self.name, value, prompts)
-        return Scores(value)
+        found = self.start(prompts, completions)()
+        refuse_gaps(self.name, found.value, prompts)
+        return found
 
 
 @functools.cache
@@ -76,8 +72,8 @@ class Own:
     def __init__(self, name: str, scorer: Scorer) -> None:
         self.scorer, self.spec, self.name = scorer, name, scorer.name
 
-    def start(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], np.ndarray]:
-        return lambda: self._ask(prompts, completions).value
+    def start(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], Scores]:
+        return lambda: self._ask(prompts, completions)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
         found = self._ask(prompts, completions)
@@ -85,12 +81,8 @@ class Own:
         return found
 
     def _ask(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
-        try:
+        with told(f"'{self.spec}'"):
             found = self.scorer.score(prompts, completions)
-        except UserError:
-            raise
-        except Exception as error:
-            raise fault(f"'{self.spec}'", error) from None
         if not isinstance(found, Scores):
             raise UserError(f"'{self.spec}' must return Scores, got {type(found).__name__}")
         value = numbers(self.spec, [None if one != one else one for one in found.value], len(completions))
@@ -100,8 +92,7 @@ class Own:
 def start(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Callable[[], Scores]:
     """As `Asked.start`, of any scorer."""
     if isinstance(scorer, Asked | Own):
-        value = scorer.start(prompts, completions)
-        return lambda: Scores(value())
+        return scorer.start(prompts, completions)
     return lambda: scorer.score(prompts, completions)
 
 

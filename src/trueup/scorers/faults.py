@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trueup.records import UserError
@@ -12,6 +14,17 @@ NOT_THEIRS = tuple(
     str(Path(folder).resolve())
     for folder in (str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 )
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Around code that somebody else wrote: what it raises comes out as UserError, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise fault(what, error) from None
 
 
 def fault(what: str, error: BaseException) -> UserError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueup.records import Completion, Prompt, Scorer, UserError
 from trueup.scorers.asked import Asked, Own
-from trueup.scorers.faults import fault
+from trueup.scorers.faults import told
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -37,12 +37,8 @@ def from_function(name: str, function: Callable[..., Any], mesh: Mesh) -> Scorer
         return Asked(name, functools.partial(ask_by_keyword, name, function), mesh, waits=waits)
     if any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
         return Asked(name, function, mesh, waits=waits)
-    try:
+    with told(f"'{name}'"):
         scorer = function()
-    except UserError:
-        raise
-    except Exception as error:
-        raise fault(f"'{name}'", error) from None
     if not isinstance(scorer, Scorer):
         raise UserError(f"'{name}' takes no arguments, so it must return a scorer; it returned {type(scorer).__name__}")
     return Own(name, scorer)
