@@ -44,7 +44,7 @@ from trueup.models.weightless import weightless
 from trueup.phases import ppo, reward, sft
 from trueup.recipe import Recipe, Stage, manifest, resolve
 from trueup.records import Completion, Message, Prompt, UserError, is_local, write_json
-from trueup.run import read_lines
+from trueup.run import read_lines, size_of
 from trueup.scorers import CALLABLE
 
 LOOKED_AT = 2000
@@ -903,14 +903,6 @@ def memory_of(text: str) -> int:
     return int(number * (1024 if match[3] else 1000) ** " KMGT".index((match[2] or " ").upper()))
 
 
-def bytes_of(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
@@ -929,7 +921,7 @@ def lines(planned: Sequence[Planned], memory: int | None) -> list[str]:
     out = [f"{'stage':12} {'phase':9} {'state':10} {'time':>8} {'disk':>8} {'memory':>8}"]
     for p in planned:
         e = p.estimate
-        disk, peak = (bytes_of(sum(e.disk.values())), bytes_of(e.peak) if e.peak else "") if e else ("", "")
+        disk, peak = (size_of(sum(e.disk.values())), size_of(e.peak) if e.peak else "") if e else ("", "")
         state = p.state if len(p.state) <= 10 else "goes on"
         row = f"{p.stage.name:12} {p.stage.phase:9} {state:10} {duration(p.seconds):>8} {disk:>8} {peak:>8}"
         out.append(f"{row}  {p.known_from}".rstrip())
@@ -939,7 +931,7 @@ def lines(planned: Sequence[Planned], memory: int | None) -> list[str]:
         unknown = [p.stage.name for p in due if p.seconds is None]
         more = f", and {', '.join(unknown)} which nothing is known of" if unknown else ""
         space = sum(sum(p.estimate.disk.values()) for p in due if p.estimate)
-        out.append(f"due: {duration(sum(known))}{more}; {bytes_of(space)} of disk")
+        out.append(f"due: {duration(sum(known))}{more}; {size_of(space)} of disk")
     else:
         out.append("nothing is due")
     for p in due:
@@ -953,12 +945,12 @@ def lines(planned: Sequence[Planned], memory: int | None) -> list[str]:
         for name, parts in p.estimate.moments.items():
             mark = "*" if name == at else " "
             weights = {k.partition(": ")[2] or k: v for k, v in parts.items() if k.startswith("weights")}
-            said = [f"{k} {bytes_of(v)}" for k, v in weights.items()]
-            rest = [f"{k} {bytes_of(parts[k])}" for k in PARTS if parts.get(k)]
+            said = [f"{k} {size_of(v)}" for k, v in weights.items()]
+            rest = [f"{k} {size_of(parts[k])}" for k in PARTS if parts.get(k)]
             shown = [f"weights ({', '.join(said)})", *rest]
-            out.append(f"  {mark} {bytes_of(sum(parts.values())):>7}  {name}: {', '.join(shown)}")
+            out.append(f"  {mark} {size_of(sum(parts.values())):>7}  {name}: {', '.join(shown)}")
         if p.estimate.disk:
-            out.append("    disk: " + ", ".join(f"{k} {bytes_of(v)}" for k, v in p.estimate.disk.items() if v))
+            out.append("    disk: " + ", ".join(f"{k} {size_of(v)}" for k, v in p.estimate.disk.items() if v))
         if memory and p.estimate.micro:
             out.append("  " + _fits(p, memory))
     return out
@@ -968,7 +960,7 @@ def _fits(p: Planned, memory: int) -> str:
     assert p.estimate and p.estimate.micro
     key, tokens, most = p.estimate.micro
     if not p.largest:
-        return f"does not fit into {bytes_of(memory)} with any micro-batch; docs/models.md says what takes less"
+        return f"does not fit into {size_of(memory)} with any micro-batch; docs/models.md says what takes less"
     if p.largest == most:
-        return f"{bytes_of(memory)}: all {most} tokens of a step fit in one micro-batch ({key}={tokens} now)"
-    return f"{bytes_of(memory)}: the largest micro-batch that fits is {key}={p.largest} ({tokens} now)"
+        return f"{size_of(memory)}: all {most} tokens of a step fit in one micro-batch ({key}={tokens} now)"
+    return f"{size_of(memory)}: the largest micro-batch that fits is {key}={p.largest} ({tokens} now)"

@@ -223,7 +223,7 @@ class Run:
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise UserError(
-                f"{self.folder}: {what} needs {size(need)} on the disk, {size(free)} are free; {self.stands()}"
+                f"{self.folder}: {what} needs {size_of(need)} on the disk, {size_of(free)} are free; {self.stands()}"
             )
 
     def stands(self) -> str:
@@ -351,9 +351,13 @@ def no_room(error: BaseException | None) -> int | None:
     return None
 
 
-def size(count: float) -> str:
-    """1.2 GB, 340 MB, 0.5 MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.{0 if count >= 1e7 else 1}f} MB"
+def size_of(size: float) -> str:
+    """1.2 GB, 34 GB, 340 MB, 12 KB."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def recover(target: Path) -> None:
