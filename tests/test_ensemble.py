@@ -59,16 +59,16 @@ def score(folder: Path, mesh) -> np.ndarray:
     return make_scorer(str(folder), mesh).score([Prompt.of(QUESTIONS[0])] * len(SAID), SAID).value
 
 
-def test_members_have_their_own_seed_draw_start_and_raters(world, monkeypatch):
-    monkeypatch.chdir(world)
-    found = member_configs(config(seed=3, starts=["a", "b"], raters=0.5))
+def test_members_have_their_own_seed_draw_start_and_raters():
+    known = [f"rater-{i}" for i in range(4)]
+    found = member_configs(config(seed=3, starts=["a", "b"], raters=0.5), known)
     assert [c.seed for c in found] == [3000, 3001, 3002]
     assert [c.model for c in found] == ["a", "b", "a"]
     assert all(c.bootstrap and c.head_seed is None and len(c.raters) == 2 for c in found)
     first, second, third = (set(c.raters) for c in found)
-    assert first | second == {f"rater-{i}" for i in range(4)} and not first & second and third == first
-    assert [c.head_seed for c in member_configs(config(seed=3, average=True))] == [3000, 3000, 3000]
-    drawn = {shares_of_raters(config(seed=seed, raters=0.25))[0] for seed in range(8)}
+    assert first | second == set(known) and not first & second and third == first
+    assert [c.head_seed for c in member_configs(config(seed=3, average=True), known)] == [3000, 3000, 3000]
+    drawn = {shares_of_raters(config(seed=seed, raters=0.25), known)[0] for seed in range(8)}
     assert len(drawn) > 1  # another seed deals otherwise
 
 

@@ -24,9 +24,7 @@ from pydantic import Field
 
 from trueup.config import Config
 from trueup.data.chat import Chat, describe
-from trueup.data.files import sources
 from trueup.data.prepare import Pair, Prepared
-from trueup.data.readers import read_preferences
 from trueup.engine.mesh import Mesh
 from trueup.math.ensemble import Combine
 from trueup.models.net import Net
@@ -72,7 +70,7 @@ def run_phase(config: EnsembleConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     data, rows = reward.read_pairs(config.member, Chat.load(config.member.model))
     run.begin()
     if isinstance(config.members, int):
-        configs = member_configs(config)
+        configs = member_configs(config, sorted({p.rater for p in data.found.records}))
         results = [train(one, run.folder / f"member-{i}", mesh, run) for i, one in enumerate(configs)]
         made = [str(run.folder / f"member-{i}" / "final") for i in range(len(configs))]
         merge_metrics(run, [run.folder / f"member-{i}" for i in range(len(configs))])
@@ -117,10 +115,10 @@ def refuse(config: EnsembleConfig) -> None:
         raise UserError("average: weights can be averaged only of members of one start; 'starts' names several")
 
 
-def member_configs(config: EnsembleConfig) -> list[RewardConfig]:
-    """The members' own configs."""
+def member_configs(config: EnsembleConfig, raters: Sequence[str]) -> list[RewardConfig]:
+    """The members' own configs. `raters`: who judged the comparisons."""
     assert isinstance(config.members, int)
-    heard = shares_of_raters(config)
+    heard = shares_of_raters(config, raters)
     out = []
     for i in range(config.members):
         own: dict[str, Any] = {"seed": 1000 * config.seed + i, "bootstrap": config.bootstrap, "raters": heard[i]}
@@ -132,13 +130,11 @@ def member_configs(config: EnsembleConfig) -> list[RewardConfig]:
     return out
 
 
-def shares_of_raters(config: EnsembleConfig) -> list[tuple[str, ...] | None]:
+def shares_of_raters(config: EnsembleConfig, known: Sequence[str]) -> list[tuple[str, ...] | None]:
     """The raters that each member hears: the raters in a random order, dealt out round and round."""
     assert isinstance(config.members, int)
     if config.raters == 1:
         return [None] * config.members
-    read = [record for source in sources(config.member.data) for record in read_preferences(source).records]
-    known = sorted({p.rater for p in read})
     if len(known) < 2:
         raise UserError(
             f"{config.member.data}: raters={config.raters:g} needs pairs by two or more raters (column 'rater'), found "

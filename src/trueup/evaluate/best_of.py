@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,11 @@ import pyarrow.parquet as parquet
 import torch
 
 from trueup.config import Config
+from trueup.data.completions import read_completions
 from trueup.engine.mesh import Mesh
 from trueup.math import best_of_n, best_of_n_bound, best_of_n_kl
-from trueup.records import Completion, Prompt, UserError
-from trueup.run import Run, read_lines
+from trueup.records import Completion, Prompt, Scorer, Stop, UserError
+from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "asks what the best of n answers by the proxy is worth by gold"
@@ -42,16 +42,15 @@ class BestOfConfig(Config):
 
 
 def run_phase(config: BestOfConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
-    if not Path(config.completions).is_file():
-        raise UserError(f"{config.completions}: no such file")
-    rows = read_lines(Path(config.completions))
+    found_rows = read_completions(config.completions)
+    rows, prompts = [row for row, _, _ in found_rows], [prompt for _, prompt, _ in found_rows]
     most, fewest = max(config.ns), min((len(row["completions"]) for row in rows), default=0)
     if fewest < most or len({len(row["completions"]) for row in rows}) > 1:
         raise UserError(f"{config.completions}: {fewest} answers to a prompt; ns asks for {most} of every prompt")
     if any("score" not in answer for row in rows for answer in row["completions"]):
         raise UserError(f"{config.completions}: answers without a score; score them by gold first: trueup score")
     gold = torch.tensor([[a["score"] for a in row["completions"]] for row in rows], dtype=torch.float64)
-    proxy = score_distinct(rows, make_scorer(config.proxy, mesh))
+    proxy = score_distinct(rows, prompts, make_scorer(config.proxy, mesh))
     ns = list(config.ns)
     found = {
         "gold": best_of_n(proxy, gold, ns),
@@ -79,23 +78,15 @@ def run_phase(config: BestOfConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def texts(row: dict[str, Any]) -> list[tuple[str, str]]:
+def texts(row: dict[str, Any]) -> list[tuple[str, Stop]]:
     return [(a["text"], a["stop"]) for a in row["completions"]]
 
 
-def score_distinct(rows: Sequence[dict[str, Any]], scorer: Any) -> torch.Tensor:
+def score_distinct(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt], scorer: Scorer) -> torch.Tensor:
     """Scores [P, N]; an answer that a prompt got more than once is scored once."""
-    asked: dict[tuple[int, str, str], int] = {}
-    prompts: list[Prompt] = []
-    completions: list[Completion] = []
-    for i, row in enumerate(rows):
-        prompt = Prompt(tuple(row["prompt"]), {"category": row.get("category"), **row.get("meta", {})})
-        for text, stop in texts(row):
-            if (i, text, stop) not in asked:
-                asked[i, text, stop] = len(prompts)
-                prompts.append(prompt)
-                completions.append(Completion(text, stop))  # type: ignore[arg-type]
-    value = scorer.score(prompts, completions).value
+    distinct = dict.fromkeys((i, *key) for i, row in enumerate(rows) for key in texts(row))
+    asked = {key: place for place, key in enumerate(distinct)}
+    value = scorer.score([prompts[i] for i, _, _ in asked], [Completion(text, stop) for _, text, stop in asked]).value
     return torch.tensor(
         [[value[asked[i, *key]] for key in texts(row)] for i, row in enumerate(rows)], dtype=torch.float64
     )

@@ -19,7 +19,7 @@ from pydantic import Field
 from trueup.config import Config, display
 from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
-from trueup.data.readers import read_prompts
+from trueup.data.prepare import prompts as prepare_prompts
 from trueup.engine.mesh import Mesh
 from trueup.engine.rows import exact_kl, forward
 from trueup.engine.sampler import Sampler, Sampling
@@ -118,11 +118,10 @@ def run_phase(config: TraceConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
 
 def frozen_prompts(path: str, chat: Chat, model: str, limit: int) -> list[Prompt]:
     """The distinct prompts of a file that fit into the model's context, in its order."""
-    room = context_length(model) - 1
-    found = [p for p in dict.fromkeys(read_prompts(path).records) if len(chat.prompt_ids(p.messages)) <= room]
-    if not found:
+    found = prepare_prompts(path, chat.prompt_length, context_length(model) - 1)
+    if not found.train:
         raise UserError(f"{path}: no prompt fits into the model's context")
-    return found[: limit or None]
+    return found.train[: limit or None]
 
 
 def snapshots(training: str) -> dict[int, Path | None]:

@@ -189,9 +189,7 @@ def people_say(run: Run, mesh: Mesh, comparisons: list[Comparison]) -> list[Verd
     found = {row.get("id"): row for _, row in raw_rows(path)}
     for row in rows:
         said = found.get(row["id"], {})
-        if {k: said.get(k) for k in ("prompt", "first", "second")} != {
-            k: row[k] for k in ("prompt", "first", "second")
-        }:
+        if any(said.get(name) != row[name] for name in ("prompt", "first", "second")):
             raise UserError(
                 f"{path}: comparison {row['id']} is missing or altered; only choice and rater are to be filled"
             )
