@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -259,27 +260,12 @@ def checks_of(
         def top(h: Tensor, condition: str) -> Tensor:
             return peak(best.of(h, condition, "gold")[..., : reach["last"] + 1])
 
-        reference = plan["reference"]
-        if fewer := plan.get("fewer"):
-            out.append(
-                Check(
-                    "G6",
-                    f"peak gold minus that of {fewer}",
-                    "best_of",
-                    lambda h: top(h, reference) - top(h, fewer),
-                    0.0,
-                )
-            )
-        if noisy := plan.get("noisy"):
-            out.append(
-                Check(
-                    "G6",
-                    f"peak gold minus that of {noisy}",
-                    "best_of",
-                    lambda h: top(h, reference) - top(h, noisy),
-                    0.0,
-                )
-            )
+        def ahead(h: Tensor, condition: str) -> Tensor:
+            return top(h, plan["reference"]) - top(h, condition)
+
+        for condition in filter(None, (plan.get("fewer"), plan.get("noisy"))):
+            figure = partial(ahead, condition=condition)
+            out.append(Check("G6", f"peak gold minus that of {condition}", "best_of", figure, 0.0))
     return out
 
 
