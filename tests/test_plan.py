@@ -242,6 +242,16 @@ def test_the_command(tmp_path, monkeypatch):
     assert "does not fit into 1.0 KB" in none.output
 
 
+def test_a_stage_that_makes_an_ensemble_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = small(tmp_path)
+    member = {key: data["stages"]["reward"][key] for key in ("model", "data")}
+    ppo = {**data["stages"]["ppo"], "scorer": "@ensemble/final"}
+    data["stages"] = {"sft": data["stages"]["sft"], "ensemble": {"members": 2, "member": member}, "ppo": ppo}
+    with pytest.raises(UserError, match=r"ensemble-.*/final: plan knows no ensembles yet"):
+        planning.plan(load_recipe(data), tmp_path / "runs", rate=1e12)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -251,6 +261,7 @@ def test_the_command(tmp_path, monkeypatch):
         (["sft.max_length=2"], "every row has more than 2 tokens"),
         (["sft.model=empty"], "empty: no config.json in this folder"),
         (["sft.modle=base"], "did you mean 'model'"),
+        (["ppo.scorer={ensemble: base, combine: wco}"], "base: plan knows no ensembles yet"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, keys, message):

@@ -51,6 +51,7 @@ LOOKED_AT = 2000
 """Rows of a file that are tokenized to know their lengths."""
 A_TOKEN = 4
 """Characters of a token, where no tokenizer is at hand."""
+ENSEMBLE = "plan knows no ensembles yet; plan with one of its reward models as the scorer"
 WORD = " good"
 """What stands for text of a known length."""
 
@@ -127,6 +128,8 @@ class Folders:
             from trueup.world import base_path
 
             config, source = AutoConfig.from_pretrained(str(base_path())), str(base_path())
+        elif stage.phase == "ensemble":
+            raise UserError(f"{name}: {ENSEMBLE}")
         else:
             start = self.of(stage.config.model)  # type: ignore[attr-defined]
             if stage.phase == "ppo" and Path(name).name == "critic":
@@ -196,6 +199,8 @@ class Folders:
     def _scorer(self, spec: Any) -> Any:
         if isinstance(spec, Mapping) and "use" in spec:
             return None
+        if isinstance(spec, Mapping) and "ensemble" in spec:
+            raise UserError(f"{spec['ensemble']}: {ENSEMBLE}")
         if isinstance(spec, Mapping):
             return {self.of(one): weight for one, weight in spec.items() if _is_model(one)} or None
         return self.of(spec) if _is_model(spec) else None
