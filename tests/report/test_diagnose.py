@@ -102,7 +102,8 @@ def place(tmp_path_factory) -> Path:
     rows(folder / "pairs.jsonl", comparisons())
     rows(folder / "prompts.jsonl", [{"prompt": q, "category": "ab"[i % 2]} for i, q in enumerate(QUESTIONS)])
     rows(folder / "heldout.jsonl", [{"prompt": f"what is the colour of {a}{b}?"} for a in "0123" for b in "abcdefgh"])
-    (folder / "toyrules.py").write_text(RULES + RAMBLING)
+    (folder / "toyrules.py").write_text(RULES)
+    (folder / "ramblingrules.py").write_text(RAMBLING)  # toyrules may have been imported from another folder
     run(folder, STAGES, name="healthy")
     return folder
 
@@ -245,7 +246,7 @@ def test_a_flawed_scorer_without_a_penalty(place):
 
 
 def test_drift_is_a_warning_where_nobody_audits(place):
-    keys = {"scorer": "toyrules:rambling", "kl_coef": 0.0, "steps": 30, "optim": {"lr": 2e-3}, "audit": None}
+    keys = {"scorer": "ramblingrules:rambling", "kl_coef": 0.0, "steps": 30, "optim": {"lr": 2e-3}, "audit": None}
     found = broken(place, "drift", "ppo", ppo=keys)
     assert {f.name for f in found if f.severity != NOTE} >= {"kl-far", "length"}
 
