@@ -131,5 +131,6 @@ def test_torchrun_on_two_processes_equals_one(toy):
     for stage, names in same.items():
         (log,) = (toy / "runs/two-processes").glob(f"{stage}-*/metrics.jsonl")
         for a, b in zip(metrics(one[stage]), map(json.loads, log.open()), strict=True):
-            for name in names:
+            # At DPO's first step the policy is the reference: a margin's sign, and so the accuracy, is rounding's.
+            for name in set(names) - ({"accuracy"} if stage == "dpo" and a["step"] == 0 else set()):
                 assert a[name] == pytest.approx(b[name], abs=2e-3), (stage, name)

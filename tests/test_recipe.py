@@ -471,6 +471,23 @@ def test_nor_when_the_project_was_moved(tmp_path):
     assert optimized(config) == {str((tmp_path / "moved" / "reward" / "final").resolve()), "mod:rule"}
 
 
+def test_prompts_are_looked_for_only_in_what_was_trained_on(tmp_path):
+    """The world's stage has a number of prompts, where the other stages' key names a file."""
+    recipe = {
+        "world": {"demonstrations": 40, "prompts": 9},
+        "sft": {"model": "@world/base", "data": "@world/demonstrations.jsonl", "train": {"epochs": 1, "batch": 20}},
+        "evaluate": {
+            "models": {"base": "@world/base", "sft": "@sft/final"},
+            "prompts": "@world/demonstrations.jsonl",
+            "gold": "trueup.world:gold",
+            "limit": 4,
+        },
+    }
+    made = run(tmp_path, recipe)
+    results = json.loads((made["evaluate"].folder / "results.json").read_text())
+    assert results["seen_in_training"] == {str(made["world"].folder / "demonstrations.jsonl"): 4}
+
+
 def test_metrics_of_a_stopped_attempt_without_a_checkpoint_are_not_counted_twice(toy):
     stage = run(toy, {"sft": {**SFT, "seed": 5}}, name="twice")["sft"]
     expected = len(metrics(stage))

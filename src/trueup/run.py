@@ -48,6 +48,8 @@ UNMADE = re.compile(
     r"\.|(lock|checkpoint-\d+|best|tensorboard|wandb|(config|manifest)\.json|(metrics|samples|journal-.*)\.jsonl)$"
 )
 """What a stage does without once it is done; the rest is what it made."""
+TRAINED = {"sft", "reward", "ensemble", "ppo", "dpo"}
+"""The phases that train on what their keys `data` and `prompts` name."""
 LOGS_NEED = 16 << 20
 """Bytes that must be free before any stage: its logs, samples and records."""
 DISK_SPEED = 500e6

@@ -35,7 +35,7 @@ from trueup.math import bootstrap_interval
 from trueup.models.load import context_length, load_policy
 from trueup.models.net import Net
 from trueup.records import Comparison, Completion, Prompt, UserError, write_json
-from trueup.run import Run
+from trueup.run import TRAINED, Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "compares the models on prompts that no stage has seen: a rising score alone proves nothing"
@@ -229,7 +229,8 @@ def seen_in_training(models: Mapping[str, str], prompts: Sequence[Prompt]) -> di
         scorer = keys.get("scorer")
         parents = [keys.get("model"), *(scorer if isinstance(scorer, Mapping) else [scorer])]
         todo += [str(base / p) for p in parents if isinstance(p, str)]
-        read = [source for name in ("data", "prompts") if keys.get(name) for source in sources(keys[name])]
+        named = ("data", "prompts") if record.get("phase") in TRAINED else ()
+        read = [source for name in named if keys.get(name) for source in sources(keys[name])]
         files = [str(base / source.path) for source in read]
         for path in set(files) - set(found):
             with contextlib.suppress(UserError):

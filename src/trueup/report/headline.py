@@ -26,8 +26,8 @@ from trueup.report.figures import (
     wilson,
 )
 from trueup.report.read import ABSENT, DONE, RunData, Stage, number, pair
+from trueup.run import TRAINED
 
-TRAINED = {"sft", "reward", "ensemble", "ppo", "dpo"}
 FEW = 30  # fewer measurements than this warn of nothing
 
 

@@ -26,8 +26,9 @@ from trueup.report import ensembles, measured, overoptimization, training
 from trueup.report.charts import Chart, Group
 from trueup.report.diagnosis import diagnose
 from trueup.report.figures import bracket, clean, duration, num, percent, title_of, visible
-from trueup.report.headline import TRAINED, headline, judged_by, models_of, side_by_side
+from trueup.report.headline import headline, judged_by, models_of, side_by_side
 from trueup.report.read import ABSENT, DONE, RunData, Stage, finite, number, pair, read_run
+from trueup.run import TRAINED
 
 HERE = Path(__file__).parent
 MOST_ROWS, MOST_TEXT = 3000, 4000
