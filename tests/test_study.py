@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from tests.report.test_browser import Visit, browser  # noqa: F401
 from tests.toy import run
 from trueup.records import UserError
-from trueup.study import compose, load_study, name_of
+from trueup.study import compose, load_study, name_of, read_measured
 
 RECIPE = {
     "name": "toy",
@@ -114,9 +115,7 @@ def test_a_new_seed_and_a_new_coefficient_make_only_what_is_new(folder, done):
 
 
 def test_what_a_study_leaves(done):
-    table = (
-        parquet.read_table(done / "data.parquet").to_pandas() if False else parquet.read_table(done / "data.parquet")
-    )
+    table = parquet.read_table(done / "data.parquet")
     data = {name: np.array(table[name].to_pylist(), dtype=object) for name in table.column_names}
     trace = data["kind"] == "trace"
     assert set(data["condition"][trace]) == {"kl-0", "kl-0_25", "on_gold"}
@@ -131,6 +130,28 @@ def test_what_a_study_leaves(done):
     assert {n: g["void"] for n, g in found["gates"].items()}["G4"] == (found["gates"]["G1"]["outcome"] != "PASS")
     seconds = [found["cost"][name]["mean"] for name in ("ppo-kl-0", "versions-kl-0", "best_of")]
     assert all(s > 0 for s in seconds)
+
+
+def test_seeds_run_elsewhere_are_joined(done, folder, monkeypatch):
+    found = {name: (done / name).read_bytes() for name in ("data.parquet", "gates.json", "curves.json")}
+    said, _ = start(folder, "seeds=[0]").communicate()
+    assert "15 stages, 15 done before" in said and json.loads((done / "gates.json").read_text())["seeds"] == 1
+    apart = folder / "seed-0.parquet"
+    (done / "data.parquet").rename(apart)
+    said, _ = start(folder, "--with", str(apart)).communicate()
+    assert "15 stages, 15 done before" in said  # seed 1's
+    assert {name: (done / name).read_bytes() for name in found} == found
+    (folder / "broken.parquet").write_text("rows")
+    for names, keys, text in (
+        ([apart.name], ["versions.samples=3"], f"{apart.name}: measured with another 'versions': "),
+        ([apart.name], ["seeds=[1]"], f"{apart.name}: seed 0 is not among the study's seeds [1]"),
+        ([apart.name, apart.name], [], f"{apart.name}: seed 0 is in another file too"),
+        (["gone.parquet"], [], "gone.parquet: no such file"),
+        (["broken.parquet"], [], "broken.parquet: not what trueup overoptimize writes as data.parquet"),
+    ):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UserError, match="^" + re.escape(text)):
+            read_measured([Path(n) for n in names], "study-recipe.yaml", load_study("x", Path("study.yaml"), keys))
 
 
 def test_the_report_holds_every_chart(done):

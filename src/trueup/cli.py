@@ -227,6 +227,9 @@ def overoptimize(
         Path | None, typer.Option(help="The study's YAML; for `world` the built-in one where none is named.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Stages side by side, a thread each.")] = 1,
+    measured: Annotated[
+        list[Path] | None, typer.Option("--with", help="data.parquet of this study's other seeds, run elsewhere.")
+    ] = None,
     runs: Runs = RUNS,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
 ) -> None:
@@ -240,7 +243,7 @@ def overoptimize(
             console.print(line, markup=False)
         return
     try:
-        run_study(recipe, config, runs, jobs)
+        run_study(recipe, config, runs, jobs, measured or [])
     except KeyboardInterrupt:
         print("\ntrueup: stopped; the same command goes on with what is not done", file=sys.stderr)
         raise SystemExit(130) from None

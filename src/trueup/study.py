@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from trueup.run import console
 from trueup.scorers import CALLABLE, load_object
 
 BUILT_IN = Path(__file__).parent / "studies"
+ABOUT = b"trueup"
+"""Where data.parquet says what it was measured with, and how long each stage took."""
 Cell = tuple[int, str]
 """Seed and stage."""
 
@@ -199,15 +202,18 @@ def _needed(stages: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 # running
 
 
-def run_study(source: str, study: StudyConfig, runs: Path, jobs: int) -> Path:
-    """Runs what is not done yet, `jobs` stages at a time; writes data, gates and report. The study's folder."""
+def run_study(source: str, study: StudyConfig, runs: Path, jobs: int, measured: Sequence[Path] = ()) -> Path:
+    """Runs what is not done yet, `jobs` stages at a time; writes data, gates and report. The study's folder.
+    `measured`: data.parquet of the same study's other seeds, run elsewhere; those seeds are not run here."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("a study shares its stages out itself: start it without torchrun, with --jobs")
     if not study.prompts.startswith("@") and not Path(study.prompts).is_file():
         raise UserError(f"key 'prompts': {study.prompts}: no such file")
     if CALLABLE.match(study.gold):
         load_object(study.gold)  # a wrong name is told now, not after the reward models
-    recipes = {seed: compose(source, study, seed) for seed in study.seeds}
+    elsewhere = read_measured(measured, source, study)
+    there = {seed for one in elsewhere for seed in one.seconds}
+    recipes = {seed: compose(source, study, seed) for seed in study.seeds if seed not in there}
     stages = {seed: {s.name: s for s in resolve(recipe, runs)} for seed, recipe in recipes.items()}
     folder = runs / study.name
     write_json(folder / "study.json", {"recipe": source, "study": study.model_dump(mode="json")})
@@ -216,7 +222,8 @@ def run_study(source: str, study: StudyConfig, runs: Path, jobs: int) -> Path:
         record = {"recipe": recipe.model_dump(), "stages": finished(run, list(stages[seed].values()))}
         write_json(run / "recipe.json", record)
     work(recipes, stages, runs, folder / "logs", jobs)
-    conclude(study, stages, folder)
+    here = Measured(rows_of(study, stages), seconds_of(stages)) if stages else None
+    conclude(source, study, [*elsewhere, *([here] if here else [])], folder)
     return folder
 
 
@@ -318,21 +325,68 @@ def work_one(recipe: Recipe, name: str, runs: Path, log: Path) -> float:
 # what was found
 
 
-def conclude(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]], folder: Path) -> dict[str, Any]:
-    """data.parquet, gates.json, curves.json and report.html from stages that are all done."""
+@dataclass(frozen=True)
+class Measured:
+    """`rows`: a row for each seed, kind, condition, point and prompt. `seconds`: of each seed's stages."""
+
+    rows: Any
+    seconds: dict[int, dict[str, float]]
+
+
+def settings_of(source: str, study: StudyConfig) -> dict[str, Any]:
+    """What must agree for seeds to be of one study: all but its name, its seeds and its thresholds."""
+    return {"recipe": source, **study.model_dump(mode="json", exclude={"name", "seeds", "gates"})}
+
+
+def read_measured(paths: Sequence[Path], source: str, study: StudyConfig) -> list[Measured]:
+    """What other runs of this study wrote as data.parquet. UserError where one is of another study, or holds a seed
+    that is not wanted or that another one holds."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    wanted, out = settings_of(source, study), list[Measured]()
+    for path in paths:
+        try:
+            rows = parquet.read_table(path)
+            about = json.loads(rows.schema.metadata[ABOUT])
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except (pa.ArrowInvalid, KeyError, TypeError):
+            raise UserError(f"{path}: not what trueup overoptimize writes as data.parquet") from None
+        if differ := [key for key in wanted if about["settings"].get(key) != wanted[key]]:
+            there, here = about["settings"].get(differ[0]), wanted[differ[0]]
+            raise UserError(f"{path}: measured with another '{differ[0]}': {there} there, {here} here")
+        seconds = {int(seed): of for seed, of in about["seconds"].items()}
+        for seed in seconds:
+            if seed not in study.seeds:
+                raise UserError(f"{path}: seed {seed} is not among the study's seeds {list(study.seeds)}")
+            if any(seed in one.seconds for one in out):
+                raise UserError(f"{path}: seed {seed} is in another file too")
+        out.append(Measured(rows, seconds))
+    return out
+
+
+def conclude(source: str, study: StudyConfig, found: Sequence[Measured], folder: Path) -> dict[str, Any]:
+    """data.parquet, gates.json, curves.json and report.html."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
     from trueup.evaluate.overoptimization import analyze
     from trueup.report.study import write_study_report
 
-    tables = gather(study, stages, folder / "data.parquet")
-    found = analyze(tables, study.gates, plan_of(study))
-    cost = costs(stages)
-    gates = {key: found[key] for key in ("gates", "level", "seeds", "reach", "fits")}
-    write_json(folder / "gates.json", {**gates, "cost": cost})
-    write_json(folder / "curves.json", found["curves"])
-    for name, gate in found["gates"].items():
+    seconds = {seed: of for one in found for seed, of in one.seconds.items()}
+    rows = pa.concat_tables([one.rows for one in found], promote_options="default")
+    about = {"settings": settings_of(source, study), "seconds": seconds}
+    path = folder / "data.parquet"
+    parquet.write_table(rows.replace_schema_metadata({ABOUT: json.dumps(about)}), path, compression="zstd")
+    analysis = analyze(tables_of(rows, study.seeds), study.gates, plan_of(study))
+    gates = {key: analysis[key] for key in ("gates", "level", "seeds", "reach", "fits")}
+    write_json(folder / "gates.json", {**gates, "cost": costs(seconds)})
+    write_json(folder / "curves.json", analysis["curves"])
+    for name, gate in analysis["gates"].items():
         console.print(f"{name}  {gate['outcome']}{' (void: G1 does not hold)' if gate['void'] else ''}", markup=False)
     console.print(f"report: {write_study_report(folder)}", markup=False)
-    return found
+    return analysis
 
 
 def plan_of(study: StudyConfig) -> dict[str, Any]:
@@ -351,41 +405,37 @@ def plan_of(study: StudyConfig) -> dict[str, Any]:
     }
 
 
-def gather(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]], path: Path) -> dict[str, Any]:
-    """The rows of all seeds in one file, and as tables; scores as they are and in s.d. of the start's samples."""
+def rows_of(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]]) -> Any:
+    """The rows of all seeds, from stages that are all done; scores as they are and in s.d. of the start's samples."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    from trueup.evaluate import best_of, trace
-    from trueup.evaluate.overoptimization import table_of
-
     def results(stage: Stage) -> Any:
         return json.loads((stage.folder / "results.json").read_text(encoding="utf-8"))
 
-    kinds: dict[str, list[dict[str, dict[str, Any]]]] = {"trace": [], "best_of": [], "reward": []}
     rows = []
     sweep = [
         name_of(k, v) for k, values in (("comparisons", study.comparisons), ("flips", study.flips)) for v in values
     ]
     for seed, of in stages.items():
-        seen: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in kinds}
+        seen: dict[tuple[str, str], dict[str, Any]] = {}
         units = results(of["best_of"])["units"]
         for condition in ["all", *sweep]:
             stage = of["best_of" if condition == "all" else f"best_of-{condition}"]
             data = columns(parquet.read_table(stage.folder / "best_of.parquet"))
             own = results(stage)["units"]
-            seen["best_of"][condition] = in_units(data, own["gold"]["std"], own["proxy"]["std"])
+            seen["best_of", condition] = in_units(data, own["gold"]["std"], own["proxy"]["std"])
         start = columns(parquet.read_table(of["versions-start"].folder / "trace.parquet"))
         for name in [name_of("kl", coef) for coef in study.kl_coefs] + ["on_gold"] * study.control:
             after = columns(parquet.read_table(of[f"versions-{name}"].folder / "trace.parquet"))
             both = {key: np.concatenate([start[key], after[key]]) for key in start}
-            seen["trace"][name] = in_units(both, units["gold"]["std"], units["proxy"]["std"])
+            seen["trace", name] = in_units(both, units["gold"]["std"], units["proxy"]["std"])
         for condition in ["all", *sweep]:
             reward = of.get(f"reward-{condition}") or of.get(_maker(of, of["best_of"]))
             if reward and "accuracy" in (found := results(reward)):
                 clean = found.get("clean") or {}
-                seen["reward"][condition] = {
+                seen["reward", condition] = {
                     "rows": np.array([0]),
                     "prompt": np.array([0]),
                     "accuracy": np.array([found["accuracy"]]),
@@ -394,24 +444,36 @@ def gather(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]], path: 
                     "gold_accuracy": np.array([known(clean.get("accuracy"))]),
                     "comparisons": np.array([float(found["rows"])]),
                 }
-        for kind, conditions in seen.items():
-            if conditions:
-                kinds[kind].append(conditions)
-            for condition, data in conditions.items():
-                size = len(data["prompt"])
-                rows.append(
-                    pa.table({"seed": [seed] * size, "kind": [kind] * size, "condition": [condition] * size, **data})
-                )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.concat_tables(rows, promote_options="default"), path)
+        for (kind, condition), data in seen.items():
+            size = len(data["prompt"])
+            about = {"seed": [seed] * size, "kind": [kind] * size, "condition": [condition] * size}
+            rows.append(pa.table({**about, **data}))
+    return pa.concat_tables(rows, promote_options="default")
+
+
+def tables_of(rows: Any, seeds: Sequence[int]) -> dict[str, Any]:
+    """The rows as the analysis reads them; no table of reward models where a seed has none."""
+    import pyarrow.compute as compute
+
+    from trueup.evaluate import best_of, trace
+    from trueup.evaluate.overoptimization import table_of
+
     scaled = ("gold_sd", "proxy_sd")
-    out = {
-        "trace": table_of(kinds["trace"], "step", [*trace.MEASURES, *scaled]),
-        "best_of": table_of(kinds["best_of"], "n", [*best_of.MEASURES, *scaled]),
+    measures = {
+        "trace": ("step", [*trace.MEASURES, *scaled]),
+        "best_of": ("n", [*best_of.MEASURES, *scaled]),
+        "reward": ("rows", ["accuracy", "loss", "ceiling", "gold_accuracy", "comparisons"]),
     }
-    if len(kinds["reward"]) == len(stages):
-        measures = ["accuracy", "loss", "ceiling", "gold_accuracy", "comparisons"]
-        out["reward"] = table_of(kinds["reward"], "rows", measures, halves=1)
+    out = {}
+    for kind, (point, names) in measures.items():
+        kept = rows.filter(compute.equal(rows["kind"], kind))
+        groups = []
+        for seed in seeds:
+            own = kept.filter(compute.equal(kept["seed"], seed))
+            of = {c: own.filter(compute.equal(own["condition"], c)) for c in own["condition"].unique().to_pylist()}
+            groups.append({c: columns(part.select([point, "prompt", *names])) for c, part in of.items()})
+        if all(groups):
+            out[kind] = table_of(groups, point, names, halves=1 if kind == "reward" else 2)
     return out
 
 
@@ -432,10 +494,17 @@ def in_units(data: dict[str, Any], gold: float, proxy: float) -> dict[str, Any]:
     return {**data, "gold_sd": data["gold"] / max(gold, 1e-9), "proxy_sd": data["proxy"] / max(proxy, 1e-9)}
 
 
-def costs(stages: Mapping[int, Mapping[str, Stage]]) -> dict[str, dict[str, float]]:
+def seconds_of(stages: Mapping[int, Mapping[str, Stage]]) -> dict[int, dict[str, float]]:
+    return {
+        seed: {name: float(manifest(stage.folder).get("seconds", 0.0)) for name, stage in of.items()}
+        for seed, of in stages.items()
+    }
+
+
+def costs(seconds: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Stage -> mean and longest seconds over the seeds, and the hours of all."""
     out = {}
-    for name in next(iter(stages.values())):
-        seconds = [float(manifest(of[name].folder).get("seconds", 0.0)) for of in stages.values()]
-        out[name] = {"mean": sum(seconds) / len(seconds), "longest": max(seconds), "hours": sum(seconds) / 3600}
+    for name in next(iter(seconds.values())):
+        each = [of[name] for of in seconds.values()]
+        out[name] = {"mean": sum(each) / len(each), "longest": max(each), "hours": sum(each) / 3600}
     return out

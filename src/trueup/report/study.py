@@ -285,7 +285,8 @@ def fit_rows(name: str, fit: Mapping[str, Any] | None) -> list[tuple[str, list[s
 def said_by_stage(folder: Path, study: Mapping[str, Any], prompts: int = 4) -> list[dict[str, Any]]:
     """What the policies without a penalty said to the same few prompts: at the start, at the middle, at the end."""
     out = []
-    for seed in study["seeds"][:1]:
+    here = [seed for seed in study["seeds"] if (folder / f"seed-{seed}").is_dir()]  # others were run elsewhere
+    for seed in here[:1]:
         found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
         run = folder / f"seed-{seed}"
         record = json.loads((run / "recipe.json").read_text(encoding="utf-8")) if (run / "recipe.json").exists() else {}
