@@ -41,7 +41,7 @@ def test_what_is_missed_is_said(load):
     assert [line.split(":")[0] for line in driver.verdicts([slow, other])] == ["sft at S", "sft at S"]
 
 
-@pytest.mark.parametrize("task", ["sft", "reward", "ppo", "rollout"])
+@pytest.mark.parametrize("task", ["sft", "reward", "dpo", "ppo", "rollout"])
 def test_our_side_takes_steps(load, tmp_path, task):
     gate, setting, side = (load(f"sides.{name}") for name in ("gate", "setting", "with_trueup"))
     job = setting.Job.of(setting.Job(task, str(tmp_path), setting.SIZES["T"], steps=2, ppo_epochs=2).json())

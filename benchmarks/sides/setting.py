@@ -4,8 +4,8 @@
     replies     lengths U(64, 128), the end token last           (SFT, reward model)
     rollouts    an end token with probability 1/96 at every position, cut at 128 tokens: 70 on average
 
-Everything is written into a folder once: `policy/`, `reward/` (Hugging Face layout, a tokenizer beside) and
-`rows.json`. Both sides read the same files, step n takes the n-th batch of rows.
+Everything is written into a folder once: `policy/`, `reward/`, `reference/` (Hugging Face layout, a tokenizer beside)
+and `rows.json`. Both sides read the same files, step n takes the n-th batch of rows.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def write(job: Job, seed: int = 0) -> None:
     with torch.device(job.device):
         policy = AutoModelForCausalLM.from_config(config)
         reward = AutoModelForSequenceClassification.from_config(scalar)
-    for name, model in (("policy", policy), ("reward", reward)):
+        reference = AutoModelForCausalLM.from_config(config)  # not the policy itself: DPO's first loss says something
+    for name, model in (("policy", policy), ("reward", reward), ("reference", reference)):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     rows = make_rows(job.rows_a_step * job.steps, job.size, seed)

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from sides.gate import Done, Figures, Gate
-from sides.setting import END, PAD, Job, read_rows, stops_by_chance
+from sides.setting import END, PAD, Job, read_rows, stops_by_chance, text_of
 
 
 class AtGate(TrainerCallback):
@@ -66,7 +66,7 @@ def arguments(job: Job) -> dict[str, Any]:
 
 
 def load(job: Job, name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    auto = AutoModelForCausalLM if name == "policy" else AutoModelForSequenceClassification
+    auto = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
     return auto.from_pretrained(Path(job.folder) / name, dtype=dtype).to(job.device)
 
 
@@ -137,6 +137,38 @@ def reward(job: Job, gate: Gate) -> None:
         processing_class=load_tokenizer(job),
     )
     train(trainer, job, gate, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])
+
+
+def dpo(job: Job, gate: Gate) -> None:
+    """The reference's log-probs are computed at set-up. The trainer tokenizes itself; the tokens are the rows' own."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = read_rows(job)
+    texts = {"prompt": [text_of(r["prompt"]) for r in rows]}
+    texts |= {
+        to: [" " + text_of(r[name][:-1]) for r in rows] for to, name in (("chosen", "reply"), ("rejected", "other"))
+    }
+    config = DPOConfig(
+        **arguments(job),
+        max_steps=job.steps,
+        max_length=None,
+        max_grad_norm=1.0,
+        beta=0.1,
+        precompute_ref_log_probs=True,
+        train_sampling_strategy="sequential",
+    )
+    trainer = keeps_losses(DPOTrainer)(
+        model=load(job, "policy"),
+        ref_model=load(job, "reference"),
+        args=config,
+        train_dataset=Dataset.from_dict(texts),
+        processing_class=load_tokenizer(job),
+    )
+    trainer.ref_model = None
+    for to, name in (("prompt_ids", "prompt"), ("chosen_ids", "reply"), ("rejected_ids", "other")):
+        assert list(trainer.train_dataset[to]) == [r[name] for r in rows], f"{to} are not the rows' own"
+    train(trainer, job, gate, [len(r["prompt"]) * 2 + len(r["reply"]) + len(r["other"]) for r in rows])
 
 
 def ppo(job: Job, gate: Gate, record: bool = False) -> None:
@@ -280,7 +312,7 @@ def record_sample(model: PreTrainedModel, settings: GenerationConfig, prompts: l
     return {"prompts": prompts, "replies": listed, "losses": {"logprob": float(logprobs.mean())}}
 
 
-TASKS = {"sft": sft, "reward": reward, "ppo": ppo, "rollout": rollout}
+TASKS = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "rollout": rollout}
 
 
 def run(job: Job, gate: Gate) -> None:

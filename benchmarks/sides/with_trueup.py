@@ -15,12 +15,13 @@ from trueup.data.batches import completion_batch, text_batch
 from trueup.data.chat import Chat, Encoded
 from trueup.engine.learner import Learner, Optim
 from trueup.engine.mesh import Mesh
+from trueup.engine.reference import reference_logprobs
 from trueup.engine.rollout import describe_rollout
 from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.models.load import load_policy, load_scalar
 from trueup.models.net import Net
-from trueup.phases import ppo, reward, sft
+from trueup.phases import dpo, ppo, reward, sft
 from trueup.records import Completion, Preference, Prompt
 
 
@@ -80,6 +81,37 @@ class Reward(Task):
             "tokens": int(batch["lengths"].sum()),
             "losses": {"loss": losses["loss"]},
         }
+
+
+class DPO(Task):
+    """The reference's log-probs are computed at set-up."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        preference = Preference(Prompt.of(""), Completion(""), Completion(""))
+        self.pairs = [dpo.Row(r["prompt"], [r["reply"], r["other"]], preference) for r in self.rows]
+        optim, bf16 = self.optim(), job.precision == "bf16"
+        found, _ = reference_logprobs(
+            load_policy(str(Path(job.folder) / "reference"), device=self.mesh.device),
+            [(row.prompt, row.replies) for row in self.pairs],
+            self.mesh,
+            Path(job.folder) / "logprobs",
+            pad_id=self.chat.pad_id,
+            micro_tokens=optim.micro_tokens,
+            bf16=bf16,
+        )
+        for row, ref in zip(self.pairs, found, strict=True):
+            row.ref = ref
+        net = Net(load_policy(self.policy, device=self.mesh.device), "policy")
+        self.learner = Learner(net, optim, self.mesh, steps=job.steps, precision=job.precision)
+        self.loss = dpo.loss_of(dpo.DPOConfig(model="", data="", beta=0.1))
+
+    def step(self, i: int) -> Figures:
+        batch = dpo.batch_of(self.pairs[self.batch(i)], self.chat.pad_id)
+        losses = self.learner.forward_backward(batch, self.loss)
+        self.learner.step()
+        tokens = int(batch["lengths"].sum())
+        return {"samples": len(batch["ids"]), "tokens": tokens, "losses": {"loss": losses["loss"]}}
 
 
 class PPO(Task):
@@ -175,7 +207,7 @@ class Rollout(Task):
         return {"logprob": float(found.sum() / batch["mask"].sum())}
 
 
-TASKS: dict[str, type[Task]] = {"sft": SFT, "reward": Reward, "ppo": PPO, "rollout": Rollout}
+TASKS: dict[str, type[Task]] = {"sft": SFT, "reward": Reward, "dpo": DPO, "ppo": PPO, "rollout": Rollout}
 
 
 def run(job: Job, gate: Gate) -> None:
