@@ -53,6 +53,8 @@ STUDY = {
     "kl_coefs": [0, 0.25],
     "comparisons": [8],
     "flips": [0.4],
+    "betas": [0.1, 1.5],
+    "dpo": {"train": {"batch": 16, "optim": {"lr": 1e-3}}, "samples": 8},
     "best_of": {"prompts": 8, "samples": 16, "ns": [1, 2, 3, 4, 6, 8]},
     "versions": {"steps": [2, 4], "prompts": 8, "samples": 2},
     "gates": {"resamples": 200, "distinct": 0.05},
@@ -91,26 +93,26 @@ def done(folder) -> Path:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = {p: m for p, m in manifests(folder).items() if m["status"] == "done"}
-    assert before and len(before) < 30
+    assert before and len(before) < 38
     process = start(folder, "--jobs", "2")
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    assert f"30 stages, {len(before)} done before" in said
+    assert f"38 stages, {len(before)} done before" in said
     after = manifests(folder)
-    assert len(after) == 30 and {m["status"] for m in after.values()} == {"done"}
+    assert len(after) == 38 and {m["status"] for m in after.values()} == {"done"}
     assert all(after[p] == m for p, m in before.items())
     return folder / "runs" / "toy-study"
 
 
 def test_killed_it_goes_on_and_does_nothing_again(done, folder):
     said, _ = start(folder).communicate()
-    assert "30 stages, 30 done before" in said and "report:" in said
+    assert "38 stages, 38 done before" in said and "report:" in said
 
 
 def test_a_new_seed_and_a_new_coefficient_make_only_what_is_new(folder, done):
     said, _ = start(folder, "--dry-run", "seeds=[0,1,2]", "kl_coefs=[0,0.25,1]").communicate()
     due = [line for line in said.splitlines() if line.startswith("due")]
-    assert len([line for line in due if "seed 2" in line]) == 17
+    assert len([line for line in due if "seed 2" in line]) == 21
     assert sorted(line.split()[3] for line in due if "seed 0" in line) == ["ppo-kl-1", "versions-kl-1"]
 
 
@@ -122,6 +124,10 @@ def test_what_a_study_leaves(done):
     assert set(data["step"][trace]) == {0, 2, 4} and trace.sum() == 2 * 3 * 3 * 8
     first = trace & (data["step"] == 0)
     assert all(abs(k) < 1e-6 for k in data["kl"][first]) and all(k > 0 for k in data["kl"][trace & ~first])
+    dpo = data["kind"] == "dpo"
+    assert set(data["condition"][dpo]) == {"beta-0_1", "beta-1_5"} and set(data["step"][dpo]) == {0, 1}
+    far = {c: data["kl"][dpo & (data["condition"] == c) & (data["step"] == 1)].mean() for c in ("beta-0_1", "beta-1_5")}
+    assert far["beta-0_1"] > far["beta-1_5"] > 0  # a smaller beta lets the policy go further
     best = data["kind"] == "best_of"
     assert set(data["condition"][best]) == {"all", "comparisons-8", "flips-0_4"} and best.sum() == 2 * 3 * 6 * 8
     found = json.loads((done / "gates.json").read_text())
@@ -135,11 +141,11 @@ def test_what_a_study_leaves(done):
 def test_seeds_run_elsewhere_are_joined(done, folder, monkeypatch):
     found = {name: (done / name).read_bytes() for name in ("data.parquet", "gates.json", "curves.json")}
     said, _ = start(folder, "seeds=[0]").communicate()
-    assert "15 stages, 15 done before" in said and json.loads((done / "gates.json").read_text())["seeds"] == 1
+    assert "19 stages, 19 done before" in said and json.loads((done / "gates.json").read_text())["seeds"] == 1
     apart = folder / "seed-0.parquet"
     (done / "data.parquet").rename(apart)
     said, _ = start(folder, "--with", str(apart)).communicate()
-    assert "15 stages, 15 done before" in said  # seed 1's
+    assert "19 stages, 19 done before" in said  # seed 1's
     assert {name: (done / name).read_bytes() for name in found} == found
     (folder / "broken.parquet").write_text("rows")
     for names, keys, text in (
@@ -160,7 +166,7 @@ def test_the_report_holds_every_chart(done):
     wanted = {"best-of-gold_sd", "best-of-proxy_sd", "best-of-sweep"}  # 1
     wanted |= {f"ppo-{m}_sd-{axis}" for m in ("gold", "proxy") for axis in ("root", "step")}  # 2, 3
     wanted |= {"scatter-best_of", "scatter-trace", "reward-accuracy", "reward-loss"}  # 4, 5
-    wanted |= {"sweep-gold", "sweep-kl", "sweep-path", "lengths-length", "lengths-ended"}  # 6, 10
+    wanted |= {"together", "sweep-gold", "sweep-kl", "sweep-path", "lengths-length", "lengths-ended"}  # 6, 10
     assert set(charts) == wanted
     assert all(f'data-chart="{name}"' in page for name in wanted)
     assert "What they said, step by step" in page and "what is the colour of" in page
@@ -185,7 +191,7 @@ def test_what_is_wrong_is_told_in_one_line(folder, keys, said):
 def test_the_report_opens_offline_and_draws_every_chart(done, browser, width):  # noqa: F811
     visit = Visit(browser, done / "report.html", viewport={"width": width, "height": 900})
     visit.scroll_through()
-    assert visit.page.locator("[data-chart]:has(svg.main-svg)").count() == 16
+    assert visit.page.locator("[data-chart]:has(svg.main-svg)").count() == 17
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     assert visit.troubles == []
 
@@ -278,6 +284,7 @@ def test_only_what_is_needed_is_composed():
             {"stages": {"ppo": {**RECIPE["stages"]["ppo"], "scorer": "toyrules:blue"}}},
             "key 'comparisons' needs a proxy",
         ),
+        ({"betas": [1, 1]}, "key 'betas': the same value twice"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, said):

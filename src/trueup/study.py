@@ -1,10 +1,11 @@
 """A study of over-optimization: one recipe, many seeds and conditions, as stages that are run once and kept.
 
 In order: for each seed the recipe's own stages up to the reward model; samples of the start, scored by gold, for best
-of n; reward models from fewer comparisons and from turned labels; PPO at each KL coefficient and, the control, on gold;
-every kept version of each policy scored on the same prompts. Then the rows of all seeds as one Parquet file, the gates,
-and a report. Stages of a seed share what they have in common, their keys say what is done, and processes of one thread
-each work side by side. Composes, as `recipe` does; only `cli` imports it.
+of n; reward models from fewer comparisons and from turned labels; PPO at each KL coefficient and, the control, on
+gold; DPO at each beta, on the proxy's comparisons; every kept version of each policy scored on the same prompts. Then
+the rows of all seeds as one Parquet file, the gates, and a report. Stages of a seed share what they have in common,
+their keys say what is done, and processes of one thread each work side by side. Composes, as `recipe` does; only `cli`
+imports it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class StudyConfig(Config):
     """Reward models from so many comparisons, beside the one from all; best of n by each."""
     flips: tuple[float, ...] = ()
     """Reward models from all comparisons, with this share of the labels turned; best of n by each."""
+    betas: tuple[float, ...] = ()
+    """DPO at each, from the same start on the comparisons that the proxy learned from."""
+    dpo: dict[str, Any] = Field({})
+    """Keys of these DPO stages: {train: {optim: {lr: 3.0e-4}}}."""
     best_of: BestOf = BestOf()
     versions: Versions = Versions()
     gates: Gates = Gates()
@@ -92,7 +97,7 @@ def load_study(recipe: str, path: Path | None, assignments: Sequence[str]) -> St
         path = BUILT_IN / f"{recipe}.yaml"
     where = str(path) if path else "study"
     study = parse(StudyConfig, numbers(override(read_yaml(path) if path else {}, assignments)), where)
-    for key in ("seeds", "kl_coefs", "comparisons", "flips"):
+    for key in ("seeds", "kl_coefs", "comparisons", "flips", "betas"):
         if len(set(getattr(study, key))) < len(getattr(study, key)):
             raise UserError(f"{where}: key '{key}': the same value twice: {list(getattr(study, key))}")
     if not study.seeds or not study.kl_coefs or not study.versions.steps:
@@ -159,6 +164,16 @@ def compose(source: str, study: StudyConfig, seed: int) -> Recipe:
     for name, changes in runs.items():
         out[f"ppo-{name}"] = {**ppo, **kept, **changes}
         out[f"versions-{name}"] = {"phase": "trace", **scored, "training": f"@ppo-{name}"}
+    for beta in study.betas:
+        data = stages[_reward_stage(source, stages, ppo["scorer"], "betas")].get("data")
+        own = {"model": ppo["model"], "data": data, "beta": beta, **shared}
+        own |= {"lora": ppo["lora"]} if "lora" in ppo else {}
+        out[f"dpo-{name_of('beta', beta)}"] = {"phase": "dpo", **own, **study.dpo}
+        out[f"versions-{name_of('beta', beta)}"] = {
+            "phase": "trace",
+            **scored,
+            "training": f"@dpo-{name_of('beta', beta)}",
+        }
     if clash := stages.keys() & out.keys():
         raise UserError(f"{source}: the study names a stage of its own '{min(clash)}'; call the recipe's another name")
     needed = _needed(stages, out)
@@ -431,6 +446,11 @@ def rows_of(study: StudyConfig, stages: Mapping[int, Mapping[str, Stage]]) -> An
             after = columns(parquet.read_table(of[f"versions-{name}"].folder / "trace.parquet"))
             both = {key: np.concatenate([start[key], after[key]]) for key in start}
             seen["trace", name] = in_units(both, units["gold"]["std"], units["proxy"]["std"])
+        for beta in study.betas:
+            data = columns(parquet.read_table(of[f"versions-{name_of('beta', beta)}"].folder / "trace.parquet"))
+            data["step"] = np.ones_like(data["step"])  # trained; how many steps that were differs from seed to seed
+            both = {key: np.concatenate([start[key], data[key]]) for key in start}
+            seen["dpo", name_of("beta", beta)] = in_units(both, units["gold"]["std"], units["proxy"]["std"])
         for condition in ["all", *sweep]:
             reward = of.get(f"reward-{condition}") or of.get(_maker(of, of["best_of"]))
             if reward and "accuracy" in (found := results(reward)):
@@ -461,6 +481,7 @@ def tables_of(rows: Any, seeds: Sequence[int]) -> dict[str, Any]:
     scaled = ("gold_sd", "proxy_sd")
     measures = {
         "trace": ("step", [*trace.MEASURES, *scaled]),
+        "dpo": ("step", [*trace.MEASURES, *scaled]),
         "best_of": ("n", [*best_of.MEASURES, *scaled]),
         "reward": ("rows", ["accuracy", "loss", "ceiling", "gold_accuracy", "comparisons"]),
     }

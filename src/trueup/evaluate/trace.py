@@ -1,13 +1,15 @@
 """Versions of a policy along its training, each scored by proxy and gold on fresh samples of a frozen set of prompts.
 
-In order: for the start, or for every snapshot that a PPO stage kept, answer each prompt several times at the training
-temperature; the exact KL from the start, a sum over the vocabulary at every token, beside its estimates k1 and k3; the
-proxy's and the gold scorer's number; length and endings. Written as `trace.parquet`, one row a version and prompt
-(means over its samples). Nothing here goes back into training. Not in it: what the curves mean (overoptimization).
+In order: for the start, for every snapshot that a PPO stage kept, or for what another stage made, answer each prompt
+several times at the training temperature; the exact KL from the start, a sum over the vocabulary at every token,
+beside its estimates k1 and k3; the proxy's and the gold scorer's number; length and endings. Written as
+`trace.parquet`, one row a version and prompt (means over its samples). Nothing here goes back into training. Not in
+it: what the curves mean (overoptimization).
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class TraceConfig(Config):
     start: str
     """The policy at step 0, from which KL is measured."""
     training: str | None = None
-    """A PPO stage's folder with `snapshots/`; where none is named, the start itself is scored."""
+    """A stage's folder with `snapshots/`, or with `final/` alone; where none is named, the start itself is scored."""
     prompts: str
     proxy: Spec
     gold: Spec
@@ -127,6 +129,11 @@ def frozen_prompts(path: str, chat: Chat, model: str, limit: int) -> list[Prompt
 def snapshots(training: str) -> dict[int, Path | None]:
     """Step -> folder, in order."""
     found: dict[int, Path | None] = {int(p.name): p for p in Path(training).glob("snapshots/*") if p.name.isdigit()}
+    if not found and (final := Path(training) / "final").is_dir():
+        results = json.loads((Path(training) / "results.json").read_text(encoding="utf-8"))
+        return {int(results["steps"]): final}
     if not found:
-        raise UserError(f"{training}: holds no snapshots/; PPO keeps them with snapshots=[10, 20], say")
+        raise UserError(
+            f"{training}: holds no snapshots/ and no final/; PPO keeps the first with snapshots=[10, 20], say"
+        )
     return dict(sorted(found.items()))

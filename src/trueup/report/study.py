@@ -62,6 +62,7 @@ class Page:
             ("PPO without a penalty, and on gold", self.turnover()),
             ("Proxy against gold", self.scatter()),
             ("KL coefficients", self.sweep()),
+            ("PPO, DPO and best of n", self.together()),
             ("The reward model and its comparisons", self.reward()),
             ("Length and endings", self.lengths()),
         ]
@@ -184,6 +185,31 @@ class Page:
                 wide=True,
             ),
         ]
+
+    def together(self) -> list[Chart]:
+        """Where each way from the start leads; DPO's and PPO's ends joined in the order of beta and coefficient."""
+        betas = [f"beta-{name_of(beta)}".replace(".", "_") for beta in sorted(self.study["betas"])]
+        coefs = [name for name, _, _ in self.runs() if name.startswith("kl-")]
+        traces: list[Trace] = []
+        for kind, name, color in (("best_of", "best of n", "c2"), ("trace", "PPO, no penalty, step by step", "c1")):
+            if found := self.of(kind, "all" if kind == "best_of" else "kl-0"):
+                points, c = found
+                hover = [f"{'n =' if kind == 'best_of' else 'step'} {p:g}" for p in points]
+                traces.append(curve(roots(c["kl"]["mean"]), c["gold"]["mean"], name, color, hover))
+        for kind, conditions, name, color in (
+            ("trace", coefs, "PPO, the end at each KL coefficient", "c4"),
+            ("dpo", betas, "DPO, the end at each beta", "c3"),
+        ):
+            ends = [(name, found[1]) for name in conditions if (found := self.of(kind, name))]
+            if ends:
+                x, y = ([c[m]["mean"][-1] for _, c in ends] for m in ("kl", "gold"))
+                spans = [(c["gold"]["low"][-1], c["gold"]["high"][-1]) for _, c in ends]
+                hover = [condition.replace("-", " ").replace("_", ".") for condition, _ in ends]
+                drawn = curve(roots(x), y, name, color, hover, dash="dash")
+                traces.append({**drawn, "error_y": whiskers(y, spans, color)})
+        if not betas or not traces:
+            return []
+        return [Chart("together", "Gold over KL", against_root(traces, "gold score"), wide=True)]
 
     def reward(self) -> list[Chart]:
         found = self.curves.get("reward")
