@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,25 @@ def mesh():
     from trueup.engine.mesh import Mesh
 
     return Mesh.from_env("cpu")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command line in this process: call(folder, *arguments) -> (exit code, stdout, stderr)."""
+
+    from trueup.cli import main
+
+    def run(folder: Path, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["trueup", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from trueup.cli import main
 from trueup.data.readers import read_demonstrations, read_preferences, read_prompts
 from trueup.records import Completion, Preference
 from trueup.world import gold_of
@@ -94,23 +92,6 @@ def lost(): return Judge(float("nan"))
 def silent(): return Judge(None)
 def brief(): return Judge("brief")
 """
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """The command line in this process: call(folder, *arguments) -> (exit code, stdout, stderr)."""
-
-    def run(folder: Path, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["trueup", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 def trueup(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "trueup"
-GROUND = {"records", "config", "run", "store"}
+GROUND = {"records", "config", "run", "store", "faults", "named"}
 MAY = {
     "records": set(),
+    "faults": {"records"},
+    "named": {"records", "faults"},
     "config": {"records"},
     "track": {"records"},
     "run": {"records", "config", "track"},

@@ -19,7 +19,7 @@ app = typer.Typer(
     help="RLHF whole, and the proof that it worked. Start with [bold]trueup demo[/bold].",
 )
 world_app = typer.Typer(
-    no_args_is_help=True, help="The built-in world: tasks with a known gold score, and a small base model."
+    no_args_is_help=True, help="Worlds: tasks with a known gold score. The built-in one, and your own."
 )
 app.add_typer(world_app, name="world")
 data_app = typer.Typer(no_args_is_help=True, help="Data, looked at before anything is trained on it.")
@@ -382,6 +382,18 @@ def data_check(
     check(tuple(sources(given)), model, kind=kind, longest=max_length, held_out=held_out, rows=rows)  # type: ignore[arg-type]
 
 
+World = Annotated[str, typer.Option(help="The world's module; the built-in one where none is named.")]
+
+
+@world_app.command("new")
+def world_new(folder: Annotated[Path, typer.Argument(help="The new world's folder; its name is the world's.")]) -> None:
+    """Start a world of your own: a small one, whole and commented, to change."""
+    from trueup.world.interface import begin
+
+    print(f"wrote {begin(folder)}")
+    print(f"next: trueup run world name={folder.name} world.name={folder.name}    (from the folder that holds it)")
+
+
 @world_app.command("export")
 def world_export(
     folder: Annotated[Path, typer.Argument(help="Where the JSONL files go.")],
@@ -389,24 +401,26 @@ def world_export(
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split but the held-out one.")] = 1000,
     heldout: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    world: World = "trueup.world",
 ) -> None:
-    """Write the world's base model, demonstrations, comparisons and prompts as ordinary files."""
-    import shutil
-
-    from trueup.world import base_path, export
+    """Write a world's base model, demonstrations and prompts as ordinary files; the built-in one's comparisons too."""
+    from trueup.world import export
+    from trueup.world.interface import BUILT_IN, load_world
+    from trueup.world.stage import base
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already and not empty; name a new folder")
     from trueup.world.raters import demo_preferences
 
-    shutil.copytree(base_path(), folder / "base", dirs_exist_ok=True)
+    base(load_world(world), folder / "base")
     rows = export(
         folder,
         demos=demonstrations,
         per_split=prompts,
         heldout=heldout,
-        preferences=demo_preferences(3000, seed),
+        preferences=demo_preferences(3000, seed) if world == BUILT_IN else None,
         seed=seed,
+        name=world,
     )
     print(f"{folder / 'base'}: the base model")
     for name, count in rows.items():
@@ -420,12 +434,19 @@ def world_build(
         int | None, typer.Option(min=1, help="Tokens to pretrain on; without it the shipped model's number.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    world: World = "trueup.world",
 ) -> None:
-    """Train the tokenizer and the base model from the world's own corpus, and measure them."""
+    """Train the tokenizer and the base model from a world's own corpus; the built-in one's are measured, too."""
     import json
 
-    from trueup.world.build import build
+    from trueup.world.build import Pretrain, build
+    from trueup.world.interface import BUILT_IN, load_world
+    from trueup.world.stage import pretrained
 
+    if world != BUILT_IN:
+        settings = Pretrain(seed=seed, **({"tokens": tokens} if tokens else {}))
+        print(f"base model: {pretrained(load_world(world), out, settings)}")
+        return
     print(json.dumps(build(out, seed=seed, tokens=tokens), indent=2))
 
 

@@ -133,8 +133,13 @@ def _root(run: RunData, stage: Stage) -> str:
     """What the first stage of the chain of models started from: a Hub's name, or the last part of a path."""
     model = str(stage.config.get("model"))
     if found := _maker(run, stage, model):
-        return "that of Trueup's built-in world" if found[1].phase == "world" else _root(*found)
+        return _world(found[1]) if found[1].phase == "world" else _root(*found)
     return model if HUB.fullmatch(model) and not _local(stage, model) else Path(model).name
+
+
+def _world(stage: Stage) -> str:
+    name = stage.config.get("name", "trueup.world")
+    return "that of Trueup's built-in world" if name == "trueup.world" else f"that of the world `{name}`"
 
 
 # the card

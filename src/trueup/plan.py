@@ -41,11 +41,11 @@ from trueup.models.lora import ADAPTER, Base, Lora, adapted, merged
 from trueup.models.net import Net, Precision
 from trueup.models.roles import models_of
 from trueup.models.weightless import weightless
+from trueup.named import CALLABLE
 from trueup.phases import ppo, reward, sft
 from trueup.recipe import Recipe, Stage, manifest, resolve
 from trueup.records import Completion, Message, Prompt, UserError, is_local, write_json
 from trueup.run import read_lines, size_of
-from trueup.scorers import CALLABLE
 
 LOOKED_AT = 2000
 """Rows of a file that are tokenized to know their lengths."""
@@ -125,9 +125,9 @@ class Folders:
             self._known_adapter(Path(name) / ADAPTER, config, target)
             source = name if _has_tokenizer(name) else None
         elif stage.phase == "world":
-            from trueup.world import base_path
+            from trueup.world.stage import base_shape
 
-            config, source = AutoConfig.from_pretrained(str(base_path())), str(base_path())
+            config, source = base_shape(stage.config)  # type: ignore[arg-type]
         elif stage.phase == "ensemble":
             raise UserError(f"{name}: {ENSEMBLE}")
         else:

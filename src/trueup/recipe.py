@@ -6,7 +6,8 @@
       sft:    {phase: sft, model: "@data/base", data: "@data/demonstrations.jsonl"}
       reward: {phase: reward, model: "@sft/final", data: comparisons.jsonl}
 
-`@stage/path` names what an earlier stage made, `@run/path` a file of the whole run. A stage's key is the hash of its
+`@stage/path` names what an earlier stage made, `@run/path` a file of the whole run, `@world:gold` a function of the
+world that stage `world` exports. A stage's key is the hash of its
 phase and version, its resolved config without display keys, the contents of its input files, and its parents' keys; it
 works in `runs/NAME/STAGE-KEY/`. A changed key is a new folder; the code's version is recorded, never keyed.
 
@@ -27,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -41,9 +41,11 @@ from pydantic import Field
 from rich.markup import escape
 
 from trueup.config import Config, Seed, key_fields, numbers, override, parse, read_yaml
+from trueup.named import CALLABLE, hash_path
 from trueup.records import UserError, Waiting, write_json
 from trueup.run import UNMADE, Run, console, no_room, now, versions
 from trueup.track import Kind, check, start
+from trueup.world import source_hash
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -232,12 +234,24 @@ def _references(value: Any, name: str, stages: Mapping[str, Stage], parents: dic
     if not isinstance(value, str) or not value.startswith("@"):
         return value
     parent, _, path = value[1:].partition("/")
+    if ":" in parent:
+        return _of_world(value, name, stages)
     if parent == "run":
         return str(run / path)
     if parent not in stages:
         raise UserError(f"stage '{name}': '{value}' names no earlier stage; earlier: {', '.join(stages) or 'none'}")
     parents[parent] = stages[parent].key
     return str(stages[parent].folder / path) if path else str(stages[parent].folder)
+
+
+def _of_world(value: str, name: str, stages: Mapping[str, Stage]) -> str:
+    """`@world:gold`, a function of the world that a stage exports, as `module:gold`."""
+    stage, _, function = value[1:].partition(":")
+    worlds = [other for other in stages.values() if other.phase == "world"]
+    if stage not in {other.name for other in worlds}:
+        known = ", ".join(other.name for other in worlds) or "none"
+        raise UserError(f"stage '{name}': '{value}' names no earlier stage of phase world; of that phase: {known}")
+    return f"{stages[stage].config.name}:{function}"  # type: ignore[attr-defined]
 
 
 def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Stage]) -> str:
@@ -247,39 +261,12 @@ def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Sta
         for stage in stages.values():  # what another stage made is known by that stage's key
             if value == str(stage.folder) or value.startswith(f"{stage.folder}/"):
                 return f"@{stage.key}{value[len(str(stage.folder)) :]}"
-        if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-            return f"{value} {module_hash(value.partition(':')[0])}"
+        if CALLABLE.match(value):
+            return f"{value} {source_hash(value.partition(':')[0])}"
         return hash_path(Path(value)) if value and Path(value).exists() else value
 
     text = json.dumps([phase, version, key_fields(config, content)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def module_hash(module: str) -> str:
-    """The hash of a module's source; of the whole built-in world for its modules."""
-    if module.startswith("trueup.world"):
-        from trueup.world import world_hash
-
-        return world_hash()
-    import sys
-
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    return hash_path(Path(spec.origin)) if spec and spec.origin and Path(spec.origin).is_file() else ""
-
-
-def hash_path(path: Path) -> str:
-    """The hash of a file's contents, or of all files of a folder with their names."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(str(file.relative_to(path) if path.is_dir() else path.name).encode())
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def manifest(folder: Path) -> dict[str, Any]:

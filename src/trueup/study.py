@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -26,10 +27,10 @@ from pydantic import Field
 
 from trueup.config import Config, numbers, override, parse, read_yaml
 from trueup.evaluate.overoptimization import Gates
+from trueup.named import CALLABLE, load_object
 from trueup.recipe import Recipe, Stage, finished, load_recipe, manifest, resolve, run_stage
 from trueup.records import UserError, write_json
 from trueup.run import console
-from trueup.scorers import CALLABLE, load_object
 
 BUILT_IN = Path(__file__).parent / "studies"
 ABOUT = b"trueup"
@@ -205,7 +206,7 @@ def _needed(stages: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
             return {n for pair in value.items() for one in pair for n in named(one)}
         if isinstance(value, list):
             return {n for one in value for n in named(one)}
-        return {value[1:].partition("/")[0]} if isinstance(value, str) and value.startswith("@") else set()
+        return {re.split("[/:]", value[1:])[0]} if isinstance(value, str) and value.startswith("@") else set()
 
     found, new = set(), named(wanted)
     while new:
@@ -224,12 +225,14 @@ def run_study(source: str, study: StudyConfig, runs: Path, jobs: int, measured: 
         raise UserError("a study shares its stages out itself: start it without torchrun, with --jobs")
     if not study.prompts.startswith("@") and not Path(study.prompts).is_file():
         raise UserError(f"key 'prompts': {study.prompts}: no such file")
-    if CALLABLE.match(study.gold):
-        load_object(study.gold)  # a wrong name is told now, not after the reward models
     elsewhere = read_measured(measured, source, study)
     there = {seed for one in elsewhere for seed in one.seconds}
     recipes = {seed: compose(source, study, seed) for seed in study.seeds if seed not in there}
     stages = {seed: {s.name: s for s in resolve(recipe, runs)} for seed, recipe in recipes.items()}
+    for of in list(stages.values())[:1]:
+        gold = of["gold"].config.scorer  # type: ignore[attr-defined]
+        if isinstance(gold, str) and CALLABLE.match(gold):
+            load_object(gold)  # a wrong name is told now, not after the reward models
     folder = runs / study.name
     write_json(folder / "study.json", {"recipe": source, "study": study.model_dump(mode="json")})
     for seed, recipe in recipes.items():

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trueup.faults import told
+from trueup.named import CALLABLE, load_object
 from trueup.records import Comparison, Judge, Scorer, UserError, Verdict
-from trueup.scorers import CALLABLE, load_object, make_scorer
+from trueup.scorers import make_scorer
 from trueup.scorers.asked import Own
-from trueup.scorers.faults import told
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trueup.named import CALLABLE
 from trueup.records import UserError
 
-CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 DONE, UNFINISHED, ABSENT = "done", "unfinished", "not started"
 
 

@@ -11,29 +11,23 @@ Written in a config as one of
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator
 
 from trueup.config import parse
+from trueup.named import CALLABLE, load_object
 from trueup.records import Completion, Prompt, Scorer, Scores, UserError
 from trueup.scorers.asked import Own, refuse_gaps, start
 from trueup.scorers.ensemble import Ensemble, EnsembleSpec, is_ensemble, read_ensemble
-from trueup.scorers.faults import told
 from trueup.scorers.functions import from_function
 from trueup.scorers.http import from_address
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
     from trueup.models.roles import Models
-
-CALLABLE = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
 def known(spec: Any) -> Any:
@@ -82,21 +76,6 @@ def make_ensemble(spec: EnsembleSpec, mesh: Mesh, models: Models | None) -> Ense
     penalty = penalty if spec.penalty is None else spec.penalty
     whole = spec.ensemble if isinstance(spec.ensemble, str) else ", ".join(names)
     return Ensemble(f"{combine} of {whole}", dict(zip(names, members, strict=True)), combine, penalty, best)
-
-
-def load_object(spec: str) -> Any:
-    """`package.module:name`, looked for beside the current folder too."""
-    module, _, name = spec.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    with told(f"'{spec}': the import of '{module}'"):
-        try:
-            loaded = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise UserError(f"'{spec}': no module named '{error.name}' (looked in {Path.cwd()} too)") from None
-    if not hasattr(loaded, name):
-        raise UserError(f"'{spec}': module '{module}' has no '{name}'")
-    return getattr(loaded, name)
 
 
 def reward_model_in(scorer: Scorer) -> str | None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trueup.faults import told
 from trueup.records import Completion, Prompt, Scorer, Scores, UserError
-from trueup.scorers.faults import told
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh

@@ -16,9 +16,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trueup.faults import told
 from trueup.records import Completion, Prompt, Scorer, UserError
 from trueup.scorers.asked import Asked, Own
-from trueup.scorers.faults import told
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh

@@ -1,4 +1,5 @@
 """The built-in world: questions whose answers have a known, true ("gold") score, and a small base model.
+`interface` says what a world is made of, and reads those that others wrote; `starter` is a small one to begin from.
 
     prompts(split, n, seed)       sft, preference, ppo, reward_heldout, heldout
     demonstrations(n, seed)       imperfect, for SFT
@@ -6,6 +7,7 @@
     raters(name, seed)            simulated people, Judges
     base_path()                   the folder of the shipped base model
     export(folder)                ordinary JSONL files
+    source_hash(module)           of any module that a config names
     world_hash()                  what the committed FROZEN file must hold
 
 Imports no torch.
@@ -16,16 +18,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from trueup.named import module_hash
 from trueup.records import Preference, UserError, write_jsonl
+from trueup.world import interface
 from trueup.world.demos import demonstrations
 from trueup.world.gold import GoldScorer, gold, gold_of
 from trueup.world.raters import RATERS, raters
 from trueup.world.tasks import CATEGORIES, SPLITS, prompts
-
-if TYPE_CHECKING:
-    from trueup.records import Prompt
 
 __all__ = [
     "ASSETS",
@@ -41,6 +41,7 @@ __all__ = [
     "gold_of",
     "prompts",
     "raters",
+    "source_hash",
     "sources_hash",
     "world_hash",
 ]
@@ -77,8 +78,9 @@ def world_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _prompt_row(prompt: Prompt) -> dict[str, object]:
-    return {"prompt": [dict(m) for m in prompt.messages], "category": prompt.category}
+def source_hash(module: str) -> str:
+    """The hash of a module's source; of the whole built-in world, its weights included, for that and its modules."""
+    return world_hash() if module.startswith(interface.BUILT_IN) else module_hash(module)
 
 
 def export(
@@ -90,26 +92,18 @@ def export(
     preferences: Iterable[Preference] | None = None,
     seed: int = 0,
     world: int = 0,
+    name: str = interface.BUILT_IN,
 ) -> dict[str, int]:
-    """Writes the world as ordinary JSONL: demonstrations (`messages`), prompts of every split (`prompt`, `category`),
-    and the given preferences (`prompt`, `chosen`, `rejected`). Returns the rows of each file."""
+    """Writes a world as ordinary JSONL: demonstrations, prompts of every split (see `interface.export`), and the given
+    preferences (`prompt`, `chosen`, `rejected`). Returns the rows of each file."""
     folder = Path(folder)
-    files: dict[str, list[dict[str, object]]] = {
-        "demonstrations.jsonl": [
-            {
-                "messages": [*map(dict, d.prompt.messages), {"role": "assistant", "content": d.reply}],
-                "category": d.prompt.category,
-            }
-            for d in demonstrations(demos, seed, world)
-        ]
-    }
-    for split in SPLITS:
-        n = heldout if split == "heldout" else per_split
-        files[f"prompts-{split}.jsonl"] = [_prompt_row(p) for p in prompts(split, n, seed, world)]
+    found = interface.load_world(name)
+    rows = interface.export(folder, found, demos=demos, per_split=per_split, heldout=heldout, seed=seed, draw=world)
     if preferences is not None:
-        files["comparisons.jsonl"] = [
+        table = [
             {
-                **_prompt_row(p.prompt),
+                "prompt": [dict(m) for m in p.prompt.messages],
+                "category": p.prompt.category,
                 "chosen": [{"role": "assistant", "content": p.chosen.text}],
                 "rejected": [{"role": "assistant", "content": p.rejected.text}],
                 "label": p.label,
@@ -117,6 +111,6 @@ def export(
             }
             for p in preferences
         ]
-    for name, table in files.items():
-        write_jsonl(folder / name, table)
-    return {name: len(table) for name, table in files.items()}
+        write_jsonl(folder / "comparisons.jsonl", table)
+        rows["comparisons.jsonl"] = len(table)
+    return rows

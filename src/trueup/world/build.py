@@ -5,6 +5,8 @@ cosine schedules, fp32; Muon for the matrices, AdamW for the rest); base gold at
 template; the judge's bars; then weights, tokenizer and build.json in one folder.
 The corpus is a stream, so a build needs its seed and nothing else.
 
+`pretrain_on` makes a smaller base model for a world that somebody else wrote, from its corpus alone.
+
 Not here: anything after pretraining. The loop is plain on purpose; the engine's learner is for the phases.
 """
 
@@ -15,12 +17,13 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -115,8 +118,41 @@ def scaled(tokens: int) -> tuple[Schedule, ...]:
     )
 
 
-def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with digits split and the chat template set."""
+class Pretrain(Config):
+    """The base model of a world that gives a corpus: minutes, or less, on one core."""
+
+    tokens: int = Field(400_000, gt=0)
+    vocab: int = Field(1024, ge=300)
+    width: int = Field(64, gt=0)
+    layers: int = Field(2, gt=0)
+    heads: int = Field(4, gt=0)
+    row: int = Field(128, gt=1)
+    """Tokens of a packed row."""
+    batch: int = Field(16, gt=0)
+    """Rows of a step."""
+    lr: float = 3e-3
+    """AdamW's, for embeddings and norms."""
+    matrix_lr: float = 0.02
+    """Muon's, for the matrices."""
+    seed: int = 0
+    """Of the corpus and of the weights: a world has one base model, whatever the run's seed."""
+
+    @property
+    def build(self) -> WorldBuild:
+        mixes = (("corpus", self.tokens),)
+        schedule = Schedule(mixes=mixes, lr=self.lr, matrix_lr=self.matrix_lr, verdict_weight=1.0)
+        same = self.model_dump(exclude={"tokens", "lr", "matrix_lr"})
+        return WorldBuild(schedules=(schedule,), inner=3 * self.width, **same)
+
+
+Documents = Callable[[int, str], Iterator[str]]
+"""The documents of a seed and a mix, without end."""
+
+
+def train_tokenizer(
+    config: WorldBuild, documents: int = 12_000, texts: Iterable[str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with digits split and the chat template set; from `texts`, or this world's first documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -131,8 +167,9 @@ def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTo
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = itertools.islice(c.documents(config.seed), documents)
-    tokenizer.train_from_iterator(itertools.chain(texts, v.lexicon()), trainer)
+    if texts is None:
+        texts = itertools.chain(itertools.islice(c.documents(config.seed), documents), v.lexicon())
+    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -144,10 +181,12 @@ def train_tokenizer(config: WorldBuild, documents: int = 12_000) -> PreTrainedTo
     return fast
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, config: WorldBuild, mix: str = "world") -> Iterator[np.ndarray]:
+def rows(
+    tokenizer: PreTrainedTokenizerFast, config: WorldBuild, mix: str = "world", documents: Documents = c.documents
+) -> Iterator[np.ndarray]:
     """Packed rows [row + 1] of token ids; documents end with the end token and run on into the next row."""
     buffer: list[int] = []
-    stream = c.documents(config.seed, mix)
+    stream = documents(config.seed, mix)
     while True:
         texts = list(itertools.islice(stream, 256))
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
@@ -160,25 +199,28 @@ def rows(tokenizer: PreTrainedTokenizerFast, config: WorldBuild, mix: str = "wor
         buffer = buffer[start:]
 
 
+def shape(config: WorldBuild, vocab: int) -> LlamaConfig:
+    """The model's shape; pad and end are the tokenizer's first two."""
+    return LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=config.width,
+        intermediate_size=config.inner,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        attention_dropout=0.0,
+        bos_token_id=None,
+        pad_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.04,
+    )
+
+
 def new_model(tokenizer: PreTrainedTokenizerFast, config: WorldBuild) -> LlamaForCausalLM:
     torch.manual_seed(config.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.width,
-            intermediate_size=config.inner,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            attention_dropout=0.0,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            initializer_range=0.04,
-        )
-    )
+    return LlamaForCausalLM(shape(config, len(tokenizer)))
 
 
 Watch = Callable[[int, LlamaForCausalLM], None]
@@ -191,12 +233,13 @@ def train(
     schedule: Schedule,
     say: Callable[[str], None] = print,
     watch: Watch | None = None,
+    documents: Documents = c.documents,
 ) -> float:
     """One schedule, in place; the mean loss of its last tenth. `watch(step, model)` is called eight times meanwhile."""
     fast_linears(model)
     lengths = [max(1, n // (config.row * config.batch)) for _, n in schedule.mixes]
     plan = [mix for (mix, _), n in zip(schedule.mixes, lengths, strict=True) for _ in range(n)]
-    streams = {mix: rows(tokenizer, config, mix) for mix, _ in schedule.mixes}
+    streams = {mix: rows(tokenizer, config, mix, documents) for mix, _ in schedule.mixes}
     steps = len(plan)
     warm = max(1, steps // 40)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -206,8 +249,10 @@ def train(
         torch.optim.AdamW(others, lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     rates = [schedule.matrix_lr, schedule.lr]
-    opening, *letters = (tokenizer.convert_tokens_to_ids(x) for x in (VERDICT_OPENING, "A", "B"))
-    verdict_ids = torch.tensor(letters)
+    weighted = schedule.verdict_weight != 1.0
+    if weighted:
+        opening, *letters = (tokenizer.convert_tokens_to_ids(x) for x in (VERDICT_OPENING, "A", "B"))
+        verdict_ids = torch.tensor(letters)
     losses: list[float] = []
     start = time.time()
     model.train()
@@ -221,9 +266,11 @@ def train(
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         targets = batch[:, 1:]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        # "Response (A)" opens the same way, but needs no learning: its loss is next to nothing whatever its weight.
-        verdict = ((batch[:, :-1] == opening) & torch.isin(targets, verdict_ids)).flatten()
-        weight = 1.0 + (schedule.verdict_weight - 1.0) * verdict.float()
+        weight = torch.ones_like(loss)
+        if weighted:
+            # "Response (A)" opens the same way, but needs no learning: its loss is next to nothing whatever its weight.
+            verdict = ((batch[:, :-1] == opening) & torch.isin(targets, verdict_ids)).flatten()
+            weight += (schedule.verdict_weight - 1.0) * verdict.float()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         ((loss * weight).sum() / weight.sum()).backward()
@@ -255,6 +302,18 @@ def pretrain(
     for schedule in config.schedules:
         loss = train(model, tokenizer, config, schedule, say, watch)
     return model, loss
+
+
+def pretrain_on(
+    corpus: Callable[[int], Iterator[str]], settings: Pretrain, say: Callable[[str], None] = print
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A base model from scratch on `corpus(seed)`, an endless stream of texts, and its tokenizer."""
+    config = settings.build
+    [schedule] = config.schedules
+    tokenizer = train_tokenizer(config, texts=itertools.islice(corpus(config.seed), 5000))
+    model = new_model(tokenizer, config)
+    train(model, tokenizer, config, schedule, say, documents=lambda seed, _: corpus(seed))
+    return model, tokenizer
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trueup.named import CALLABLE
 from trueup.report.figures import num
-from trueup.report.read import CALLABLE, RunData, Stage, number, pair
+from trueup.report.read import RunData, Stage, number, pair
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 ORDER = {ERROR: 0, WARNING: 1, NOTE: 2}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from trueup.named import CALLABLE
 from trueup.report.diagnosis.finding import (
     ENDS,
     ERROR,
@@ -20,7 +21,7 @@ from trueup.report.diagnosis.finding import (
 )
 from trueup.report.figures import ends, num, percent, running_mean, short, smoothing, wilson
 from trueup.report.headline import models_of
-from trueup.report.read import CALLABLE, RunData, Stage, number, pair
+from trueup.report.read import RunData, Stage, number, pair
 
 
 def ppo(run: RunData, stage: Stage) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from trueup.records import UserError
 
 NOT_THEIRS = tuple(
     str(Path(folder).resolve())
-    for folder in (str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+    for folder in (str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 )
 
 
