@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_recipe import ANSWERS, EVALUATE, GENERATE, JUDGE, PPO, SFT, finished, killed, same_end
+from tests.test_recipe import ANSWERS, EVALUATE, GENERATE, JUDGE, PPO, SFT, WATCHED, finished, killed, same_end
 from tests.toy import run
 
 pytestmark = pytest.mark.long
@@ -24,7 +24,7 @@ STAGES = {
         "sampling": {"max_tokens": 20},
         "train": {"epochs": 3, "batch": 8, "save_every": 5, "keep": {"share": 1}},
     },
-    "ppo": {**PPO, "steps": 12},
+    "ppo": {**WATCHED, "steps": 12},
     "lora": {**PPO, "phase": "ppo", "steps": 12, "lora": {"r": 4}},
     "dpo": {
         "phase": "dpo",

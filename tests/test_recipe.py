@@ -202,7 +202,10 @@ def same_end(one: Path, two: Path) -> None:
     assert not [p for p in files - known if left(one / p) != left(two / p)]
 
 
-@pytest.mark.parametrize("stage, keys, when", [("sft", SFT, 8), ("ppo", PPO, 5)])
+WATCHED = {**PPO, "watch": {"judge": "toyrules:gold", "labels": 20, "every": 2, "heldout": "toyrules:gold"}}
+
+
+@pytest.mark.parametrize("stage, keys, when", [("sft", SFT, 8), ("ppo", WATCHED, 5)])
 def test_killed_and_run_again_it_ends_where_the_uninterrupted_run_ends(toy, stage, keys, when):
     whole = run(toy, {stage: keys}, name=f"whole-{stage}")[stage].folder
     assert killed(toy, stage, keys, f"cut-{stage}", lambda made: count(made / "metrics.jsonl") >= when)

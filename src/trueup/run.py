@@ -264,6 +264,17 @@ class Run:
             rows += new
         return rows
 
+    def once(self, name: str, key: str, ask: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """What `ask()` says to the question `key`, on the disk before this returns; one that was asked before, by a run
+        that was cut off, is not asked again. In the main process alone."""
+        journal = self.folder / f"journal-{name}.jsonl"
+        for line in read_lines(journal):
+            if line["key"] == key:
+                return list(line["rows"])
+        rows = ask()
+        append_line(journal, {"key": key, "rows": rows})
+        return rows
+
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folders = [p for p in self.folder.glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
         return sorted((int(p.name.partition("-")[2]), p) for p in folders)

@@ -20,6 +20,7 @@ from trueup.math.ppo import (
 )
 from trueup.math.preference import bradley_terry_loss, center_penalty, dpo_loss, kto_baseline, kto_loss
 from trueup.math.scaling import ScalingFit, fit_scaling, scaling_curve, scaling_peak
+from trueup.math.sequential import betting_bounds, drop_bound, log_capital, unimodal_fit
 from trueup.math.statistics import bootstrap_interval, expected_calibration_error, nested_bootstrap
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "best_of_n",
     "best_of_n_bound",
     "best_of_n_kl",
+    "betting_bounds",
     "bootstrap_interval",
     "bradley_terry_loss",
     "center_penalty",
     "clip_fraction",
     "disagreement",
     "dpo_loss",
+    "drop_bound",
     "ensemble_score",
     "exact_kl",
     "expected_calibration_error",
@@ -47,6 +50,7 @@ __all__ = [
     "kl_loss",
     "kto_baseline",
     "kto_loss",
+    "log_capital",
     "masked_mean",
     "masked_var",
     "nested_bootstrap",
@@ -56,5 +60,6 @@ __all__ = [
     "scaling_curve",
     "scaling_peak",
     "shape_rewards",
+    "unimodal_fit",
     "whiten",
 ]

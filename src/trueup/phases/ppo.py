@@ -54,6 +54,7 @@ from trueup.models.roles import Models, load_reward, load_weights, models_of, sa
 from trueup.records import CheckFailed, Completion, Prompt, Scorer, UserError, start_of
 from trueup.run import Best, Keep, Run, peak_memory
 from trueup.scorers import Spec, make_scorer, reward_model_in
+from trueup.watch import Watch, Watcher
 
 WHAT = "moves the policy towards higher scores, held near its start by a KL penalty: far away the score means nothing"
 VERSION = 2
@@ -86,6 +87,9 @@ class PPOConfig(Config):
     in it, or an ensemble's best member."""
     audit: Spec | None = None
     """Another scorer that is only logged, beside the one that is optimized: a gold score where one is known."""
+    watch: Watch | None = None
+    """The alarm: signs of over-optimization looked for without a gold score, and what is done about them:
+    {judge: JUDGE, labels: 200, every: 10, act: back}."""
     seed: Seed = 0
     steps: int = Field(80, gt=0)
     batch: int = Field(64, gt=0)
@@ -155,6 +159,7 @@ class Players:
     scorer: Scorer
     audit: Scorer | None
     mesh: Mesh
+    watcher: Watcher | None = None
     missing_eos_score: float = 0.0
     baseline: RunningBaseline = field(default_factory=RunningBaseline)  # reinforce alone reads it
 
@@ -177,7 +182,14 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     model = sum(model_bytes(one.net) for one in (players.policy, players.critic) if one)
     run.reserve(config.keep, state=state_bytes(players.policy, players.critic), model=model)
     best = Best(run, patience=config.patience)
-    parts = {"policy": players.policy, "critic": players.critic, "kl": kl, "baseline": players.baseline}
+    watcher = players.watcher
+    parts = {
+        "policy": players.policy,
+        "critic": players.critic,
+        "kl": kl,
+        "baseline": players.baseline,
+        "watcher": watcher,
+    }
     state = {name: part for name, part in parts.items() if part is not None}
     if folder := run.resume():
         extra = load_state(folder, **state)
@@ -186,9 +198,15 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     else:
         players.missing_eos_score = score_of_the_unended(config, players, train)
     run.say(f"a completion without its end token scores {players.missing_eos_score:.2f}")
+    if watcher:
+        watcher.begin(train, players.missing_eos_score)
 
     order = Order(len(train), config.batch // config.samples, config.seed)
     for step in run.steps(config.steps, watch=("score", "audit", "kl", "length", "end_rate")):
+        watched = look(config, players, step, run)
+        if watcher and watcher.stop:
+            run.log(step, **watched)
+            break
         asked = [train[i] for i in order.at(step) for _ in range(config.samples)]
         rollout = make_rollout(config, players, asked, step, kl.value)
         if step == 0:
@@ -196,6 +214,8 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         rollout.batch |= estimate_advantages(config, players, rollout)
         metrics = update(config, players, rollout, step, kl.value)
         metrics |= describe_rollout(rollout, kl.value, config.samples)
+        if watcher:
+            metrics |= watched | watcher.follow(rollout)
         if players.baseline.value is not None:
             metrics["baseline"] = players.baseline.value
         kl.update(metrics["kl"], config.batch)
@@ -216,28 +236,55 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         if best.stop:
             run.say(f"stopped early: nothing better on held-out prompts since step {best.step}")
             break
+    done = step if watcher and watcher.stop else step + 1
+    if watcher and done == config.steps:
+        run.log(done, **look(config, players, done, run))
     mesh.barrier()
-    kept = step
+    kept, delivered = done - 1, watcher.delivered() if watcher else None
     if best.step is not None:
         kept = best.step
         load_learners(players, run.folder / "best")
+    elif delivered is not None:
+        kept = delivered - 1
+        load_weights(players.policy.net.model, run.folder / "snapshots" / str(delivered))
     run.write("final", partial(save_checked, players.policy.net.model, chat=chat))
     if players.critic:
         net = players.critic.net
         normalization = {"score_mean": float(net.mean), "score_std": float(net.std)}
         run.write("critic", partial(save_checked, net.model, chat=chat, extra_config={"trueup": normalization}))
     # A step's rollout is sampled before its update: the kept policy is described by the rollout after it, if any.
-    rows = [row for row in run.metrics() if row["step"] <= kept + 1]
+    rows = [row for row in run.metrics() if row["step"] <= kept + 1 and "score" in row]
     return {
-        "steps": step + 1,
+        "steps": done,
         "best_step": best.step,
         "missing_eos_score": players.missing_eos_score,
         **{k: rows[-1].get(k) for k in ("score", "audit", "kl", "length", "end_rate", "entropy") if rows},
+        **({"watch": {**watcher.results(), "delivered": kept + 1}} if watcher else {}),
     }
+
+
+def look(config: PPOConfig, players: Players, step: int, run: Run) -> dict[str, float]:
+    """The alarm's check of the policy after `step` updates, where one is due. Where it may go back, the policy is kept
+    at each, and before the first step."""
+    watcher = players.watcher
+    if not watcher or (step and not watcher.due(step)):
+        return {}
+    if watcher.config.act == "back":
+        run.write(f"snapshots/{step}", partial(save_weights, players.policy.net.model, chat=players.chat))
+    return watcher.check(step, run)
 
 
 def refuse(config: PPOConfig) -> None:
     """Choices that do not fit together."""
+    if watch := config.watch:
+        if watch.act == "back" and config.held_out:
+            raise UserError("held_out and watch.act=back both choose the policy that is kept: leave one out")
+        if watch.every > config.steps:
+            raise UserError(f"watch.every ({watch.every}) is beyond the last step ({config.steps}): nothing is checked")
+        if not watch.judge and watch.kl_budget is None and watch.act != "warn":
+            raise UserError(f"watch.act={watch.act} needs what can set off the alarm: watch.judge or watch.kl_budget")
+        if watch.judge == config.scorer or watch.heldout == config.scorer:
+            raise UserError("watch.judge and watch.heldout must not be what is optimized (scorer)")
     if config.sampling.top_k or config.sampling.top_p < 1 or config.sampling.greedy:
         raise UserError("PPO samples from the whole distribution: sampling.top_k must be 0, top_p 1, greedy false")
     for name, size in (("minibatches", config.minibatches), ("samples", config.samples)):
@@ -274,6 +321,22 @@ def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
     if reference.model.config.vocab_size != policy.model.config.vocab_size:
         raise UserError(f"{config.reference}: the reference must share the policy's vocabulary")
     scorer = make_scorer(config.scorer, mesh, models)
+    sampler = Sampler.speaking(chat, policy.model, mesh)
+    watcher = None
+    if config.watch:
+        start = Sampler.speaking(chat, held_to if own else models.untrained(), mesh)
+        watcher = Watcher(
+            config.watch,
+            chat,
+            mesh,
+            models,
+            policy=sampler,
+            start=start,
+            proxy=scorer,
+            sampling=config.sampling,
+            seed=config.seed,
+            steps=config.steps,
+        )
     critic = None
     if config.advantage == "gae":
         net = make_critic(config, models, chat, scorer)
@@ -283,10 +346,11 @@ def gather_players(config: PPOConfig, mesh: Mesh, chat: Chat) -> Players:
         Learner(policy, config.optim, mesh, steps=updates, precision=config.precision),
         critic,
         reference,
-        Sampler.speaking(chat, policy.model, mesh),
+        sampler,
         scorer,
         make_scorer(config.audit, mesh, models) if config.audit else None,
         mesh,
+        watcher,
     )
 
 

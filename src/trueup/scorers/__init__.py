@@ -93,6 +93,23 @@ def reward_model_in(scorer: Scorer) -> str | None:
     return max(found)[1] if found else None
 
 
+def logits_of(scorer: Scorer, scores: Scores) -> np.ndarray | None:
+    """The scores [B] in the unit in which a difference of 1 means odds of e that the higher one is preferred: a reward
+    model's before it was normalized, but for a constant; of an ensemble the mean of its members'. None of scorers that
+    have no such unit."""
+    from trueup.scorers.reward_model import RewardModel
+
+    if isinstance(scorer, RewardModel):
+        return scores.value * float(scorer.net.std)
+    if isinstance(scorer, Own):
+        return logits_of(scorer.scorer, scores)
+    if isinstance(scorer, Ensemble):
+        found = [logits_of(member, Scores(scores.parts[name])) for name, member in scorer.members.items()]
+        known = [one for one in found if one is not None]
+        return np.mean(known, 0) if len(known) == len(found) else None
+    return None
+
+
 class Weighted:
     """The weighted sum of several scorers; each one's value is a part, NaN where that one does not apply. Those that
     wait for something wait while the others work."""

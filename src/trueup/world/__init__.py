@@ -5,6 +5,7 @@
     demonstrations(n, seed)       imperfect, for SFT
     gold()                        the true score, a Scorer
     raters(name, seed)            simulated people, Judges
+    auditors(n, seed)             others of the same kind, to audit what was trained on the raters' comparisons
     base_path()                   the folder of the shipped base model
     export(folder)                ordinary JSONL files
     source_hash(module)           of any module that a config names
@@ -22,6 +23,7 @@ from pathlib import Path
 from trueup.named import module_hash
 from trueup.records import Preference, UserError, write_jsonl
 from trueup.world import interface
+from trueup.world.auditors import auditors
 from trueup.world.demos import demonstrations
 from trueup.world.gold import GoldScorer, gold, gold_of
 from trueup.world.raters import RATERS, raters
@@ -34,6 +36,7 @@ __all__ = [
     "RATERS",
     "SPLITS",
     "GoldScorer",
+    "auditors",
     "base_path",
     "demonstrations",
     "export",

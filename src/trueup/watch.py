@@ -1,0 +1,351 @@
+"""The alarm: over-optimization seen while PPO runs, where no gold score is known.
+
+In order: what the start says of some prompts is kept, to measure drift from; at every step the rollout is described by
+signals that cost nothing (`follow`); every few steps a judge compares a few of the policy's fresh answers with the
+start's (`check`): audits. Three rules set off the alarm, each at most once in 1/`error` runs where nothing is wrong:
+the proxy has promised more wins than the judge gives, the win rate has fallen from what it was, KL is over its
+budget. Which kept version is best by the audits alone is `chosen`. Not in it: what is done then (phases/ppo.py), the
+statistics (math/sequential.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from trueup.config import Config
+from trueup.data.chat import Chat, describe
+from trueup.judges import JudgeSpec, make_judge, verdicts_of
+from trueup.math import betting_bounds, drop_bound, unimodal_fit
+from trueup.records import Comparison, Completion, Judge, Prompt, Scorer
+from trueup.scorers import Spec, logits_of, make_scorer
+
+if TYPE_CHECKING:
+    from trueup.engine.mesh import Mesh
+    from trueup.engine.rollout import Rollout
+    from trueup.engine.sampler import Sampler, Sampling
+    from trueup.models.roles import Models
+    from trueup.run import Run
+
+AUDIT, AGAINST, START = 2**30, 2**29 + 2**30, -1 % 2**31
+"""Steps whose random numbers no rollout uses: of the policy's and the start's audited answers, and of the start's own
+answers."""
+WORDS = 3
+"""Words in a phrase."""
+RARE, OFTEN = 0.01, 0.1
+"""A phrase is new style where at most this share of the start's answers has it, and at least that of the policy's."""
+AUDITOR = 500_000
+"""Added to the seed of a judge that takes one: simulated auditors are other people than the comparisons' raters."""
+
+
+class Watch(Config):
+    """Watches PPO for over-optimization where no gold score is known."""
+
+    judge: JudgeSpec | None = None
+    """Who audits: compares the policy's answers with the start's. As in phase judge, but not what is optimized."""
+    labels: int = Field(200, gt=0)
+    """Comparisons that the judge is asked for in the whole run, spread evenly over its checks."""
+    every: int = Field(10, gt=0)
+    """Steps between two checks."""
+    heldout: Spec | None = None
+    """A reward model trained on comparisons that the proxy never saw (`part` of phase reward); only logged."""
+    kl_budget: float | None = Field(None, gt=0)
+    """Alarm where KL, a mean over the steps since the last check, is above this, in nats per completion."""
+    error: float = Field(0.05, gt=0, lt=1)
+    """The chance that a rule sets off a false alarm in a run, at any of its checks."""
+    tolerance: float = Field(0.0, ge=0, lt=1)
+    """So much may the predicted win rate be above the audited one without alarm."""
+    act: Literal["warn", "stop", "back"] = "warn"
+    """What an alarm does. warn: it is said. stop: PPO stops there. back: PPO stops, and `final/` is the version that
+    the audits say is best; the policy is kept at every check, in `snapshots/`."""
+
+
+@dataclass
+class Check:
+    """One audit. `predicted`, `audited`: for each pair on which the judge decided, the probability that the policy's
+    answer is better, by the proxy (empty where it has no logits) and by the judge."""
+
+    step: int
+    asked: int
+    predicted: list[float]
+    audited: list[float]
+    phrases: list[tuple[str, float]]
+
+
+class Watcher:
+    """`policy` samples from the policy as it is, `start` from its start, `proxy` is what PPO optimizes."""
+
+    def __init__(
+        self,
+        config: Watch,
+        chat: Chat,
+        mesh: Mesh,
+        models: Models,
+        *,
+        policy: Sampler,
+        start: Sampler,
+        proxy: Scorer,
+        sampling: Sampling,
+        seed: int,
+        steps: int,
+    ) -> None:
+        self.config, self.chat, self.mesh, self.proxy = config, chat, mesh, proxy
+        self.policy, self.start, self.sampling, self.seed, self.steps = policy, start, sampling, seed, steps
+        self.judge: Judge | None = make_judge(config.judge, mesh, seed=seed + AUDITOR) if config.judge else None
+        self.heldout = make_scorer(config.heldout, mesh, models) if config.heldout else None
+        self.checks: list[Check] = []
+        self.alarm: dict[str, Any] | None = None
+        self.kl: list[float] = []  # of the steps since the last check
+        self.recent: list[str] = []  # answers since then
+
+    # the start, and drift from it
+
+    def begin(self, prompts: Sequence[Prompt], missing_eos_score: float, count: int = 256) -> None:
+        """The start's answers to `count` of the prompts, the same ones at every call: they are no part of the state."""
+        self.prompts = list(prompts)
+        asked = [prompts[i % len(prompts)] for i in range(count)]
+        said = self._answers(self.start, asked, START)
+        scores = self.proxy.score(asked, said).value
+        scores = np.where([c.ended for c in said], scores, missing_eos_score)
+        lengths = np.array([len(c.ids) for c in said], dtype=np.float64)
+        self.length = float(lengths.mean()), max(float(lengths.std()), 1.0)
+        self.phrases = Counter(p for c in said for p in phrases(c.text))
+        self.answers = count
+        self.by_category: dict[str, float] = _means(asked, scores)
+        if self.heldout:
+            values = self.heldout.score(asked, said).value
+            self.held = float(values.mean()), max(float(values.std()), 1e-6)
+
+    def follow(self, rollout: Rollout) -> dict[str, float]:
+        """The signals of a step, from its rollout."""
+        texts = [c.text for c in rollout.completions]
+        self.kl.append(float(rollout.k1.sum(1).mean()))
+        self.recent += texts
+        out = {
+            "length_drift": (float(np.mean([len(c.ids) for c in rollout.completions])) - self.length[0])
+            / self.length[1],
+            "style_share": self._style(texts)[0],
+        }
+        if self.heldout:
+            values = self.heldout.score(rollout.prompts, rollout.completions).value
+            out["heldout_gain"] = (float(values.mean()) - self.held[0]) / self.held[1]
+        for category, mean in _means(rollout.prompts, rollout.scores.numpy()).items():
+            if category in self.by_category:
+                out[f"gain/{category}"] = mean - self.by_category[category]
+        return out
+
+    def _style(self, texts: Sequence[str]) -> tuple[float, list[tuple[str, float]]]:
+        """The share of the answers with a phrase that is new style, and those phrases with their shares."""
+        said = [phrases(text) for text in texts]
+        counts = Counter(p for one in said for p in one)
+        new = {
+            p: n / len(texts)
+            for p, n in counts.items()
+            if n >= OFTEN * len(texts) and self.phrases[p] <= RARE * self.answers
+        }
+        return float(np.mean([bool(one & new.keys()) for one in said])), sorted(
+            new.items(), key=lambda item: (-item[1], item[0])
+        )
+
+    # audits
+
+    def due(self, step: int) -> bool:
+        """Whether the policy after `step` updates is checked."""
+        return 0 < step <= self.steps and step % self.config.every == 0
+
+    def check(self, step: int, run: Run) -> dict[str, float]:
+        """The check after `step` updates, where one is due: asks the judge, says what was found, tries the rules."""
+        if not self.due(step):
+            return {}
+        found: dict[str, float] = {}
+        named = self._style(self.recent)[1][:5] if self.recent else []
+        if self.judge:
+            self.checks.append(self._audit(step, named, run))
+            found |= self._figures()
+        over = self._rules(found)
+        self.kl, self.recent = [], []
+        if over and not self.alarm:
+            self.alarm = {"step": step, **over}
+            run.say(f"ALARM at step {step}: {over['text']}")
+        return {**found, "alarm": float(self.alarm is not None)}
+
+    def _budget(self, step: int) -> int:
+        """Labels for this check: what is left, shared by the checks that are left."""
+        left = self.config.labels - sum(c.asked for c in self.checks)
+        return left // (self.steps // self.config.every - step // self.config.every + 1)
+
+    def _audit(self, step: int, named: list[tuple[str, float]], run: Run) -> Check:
+        """The policy's answers against the start's, which of them stands first drawn by chance. What both say alike is
+        not asked."""
+        wanted, rng = self._budget(step), np.random.default_rng([self.seed, step, 3])
+        drawn = rng.permutation(len(self.prompts))[: 2 * wanted]
+        asked = [self.prompts[i] for i in drawn]
+        mine, theirs = self._answers(self.policy, asked, AUDIT + step), self._answers(self.start, asked, AGAINST + step)
+        pairs = [(p, a, b) for p, a, b in zip(asked, mine, theirs, strict=True) if a.text != b.text][:wanted]
+        turned = rng.random(len(pairs)) < 0.5
+        comparisons = [Comparison(p, (b, a) if turn else (a, b)) for (p, a, b), turn in zip(pairs, turned, strict=True)]
+        key = f"{step} {_hash(comparisons)}"
+        rows = self.mesh.from_main(lambda: run.once("audits", key, lambda: self._ask(comparisons)))
+        won = [None if r["p"] is None else 1 - r["p"] if turn else r["p"] for r, turn in zip(rows, turned, strict=True)]
+        prompts = [p for p, _, _ in pairs]
+        values = [self._logits(prompts, [pair[side] for pair in pairs]) for side in (1, 2)] if pairs else [None, None]
+        predicted = np.array([]) if values[0] is None or values[1] is None else _sigmoid(values[0] - values[1])
+        kept = [i for i, p in enumerate(won) if p is not None]
+        run.show(step, _rows(pairs, won, predicted))
+        return Check(
+            step,
+            len(pairs),
+            [float(predicted[i]) for i in kept] if len(predicted) else [],
+            [float(won[i]) for i in kept],  # type: ignore[arg-type]
+            named,
+        )
+
+    def _ask(self, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+        assert self.judge
+        return [asdict(verdict) for verdict in verdicts_of(self.judge, comparisons)]
+
+    def _answers(self, sampler: Sampler, prompts: Sequence[Prompt], step: int) -> list[Completion]:
+        ids = [self.chat.prompt_ids(p.messages) for p in prompts]
+        return sampler.sample(ids, self.sampling, seed=self.seed, step=step)
+
+    def _logits(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> np.ndarray | None:
+        return logits_of(self.proxy, self.proxy.score(prompts, completions))
+
+    # what the audits say
+
+    def _figures(self) -> dict[str, float]:
+        """Of the last check: its win rates; over all checks so far: the gap with its bounds."""
+        last = self.checks[-1]
+        out = {"audit_labels": float(sum(c.asked for c in self.checks))}
+        if last.audited:
+            out["audited_win_rate"] = float(np.mean(last.audited))
+        gaps = [p - a for c in self.checks for p, a in zip(c.predicted, c.audited, strict=bool(c.predicted))]
+        if last.predicted:
+            out["predicted_win_rate"] = float(np.mean(last.predicted))
+        if gaps:
+            # Bets may begin at any check, the coming ones too: the same mixture at every look.
+            begins = np.cumsum([0] + [len(c.predicted) for c in self.checks]).tolist()
+            planned = self.steps // self.config.every
+            starts = [*begins[:-1], *[len(gaps)] * (planned - len(self.checks))]
+            low, high = betting_bounds(gaps, error=self.config.error, low=-1, high=1, starts=starts)
+            out |= {"gap": float(np.mean(gaps)), "gap_low": low, "gap_high": high}
+        won = [a for c in self.checks for a in c.audited]
+        ends = np.cumsum([len(c.audited) for c in self.checks])[:-1].tolist()
+        planned = self.steps // self.config.every - 1
+        if ends and planned:
+            out["win_rate_drop"] = drop_bound(won, ends, error=self.config.error, planned=planned)
+        return out
+
+    def _rules(self, found: dict[str, float]) -> dict[str, Any] | None:
+        """The rule that is broken, in words."""
+        if found.get("gap_low", -1) > self.config.tolerance:
+            more = f"{100 * found['gap']:.0f} points too many, surely {100 * found['gap_low']:.0f} or more by now"
+            text = f"the proxy promised more wins over the start than the judge gives, {more}"
+            return {"rule": "gap", "text": text}
+        if found.get("win_rate_drop", -1) > 0:
+            points = f"surely by {100 * found['win_rate_drop']:.0f} points"
+            return {"rule": "win_rate", "text": f"the judge’s win rate over the start has fallen, {points}"}
+        budget = self.config.kl_budget
+        if budget is not None and self.kl and np.mean(self.kl) > budget:
+            text = f"KL is {np.mean(self.kl):.1f} nats a completion, over its budget of {budget:g}"
+            return {"rule": "kl", "text": text}
+        return None
+
+    @property
+    def stop(self) -> bool:
+        return self.alarm is not None and self.config.act != "warn"
+
+    def chosen(self) -> int | None:
+        """The version that the audits say is best, 0 for the start; None where there are none."""
+        audited = [c for c in self.checks if c.audited]
+        if not audited:
+            return None
+        rates = [0.5, *(float(np.mean(c.audited)) for c in audited)]
+        sizes = [float(len(c.audited)) for c in audited]
+        fit = unimodal_fit(rates, [sum(sizes), *sizes])  # of the start it is known
+        return [0, *(c.step for c in audited)][int(fit.argmax())]
+
+    def delivered(self) -> int | None:
+        """The version that `act` delivers; None for the last one."""
+        if self.config.act != "back":
+            return None
+        if self.judge:
+            return self.chosen()
+        return self.alarm["step"] - self.config.every if self.alarm else None
+
+    # resume, and the closing record
+
+    def state(self) -> dict[str, Any]:
+        checks = [asdict(c) for c in self.checks]
+        return {"checks": checks, "alarm": self.alarm, "kl": list(self.kl), "recent": list(self.recent)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.checks = [Check(**c) for c in state["checks"]]
+        self.alarm, self.kl, self.recent = state["alarm"], list(state["kl"]), list(state["recent"])
+
+    def results(self) -> dict[str, Any]:
+        return {
+            "alarm": self.alarm,
+            "act": self.config.act,
+            "labels": sum(c.asked for c in self.checks),
+            "checks": [
+                {
+                    "step": c.step,
+                    "pairs": len(c.audited),
+                    "audited": float(np.mean(c.audited)) if c.audited else None,
+                    "predicted": float(np.mean(c.predicted)) if c.predicted else None,
+                    "phrases": [{"text": text, "share": share} for text, share in c.phrases],
+                }
+                for c in self.checks
+            ],
+        }
+
+
+def phrases(text: str) -> set[str]:
+    """The runs of `WORDS` words or marks of a text."""
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+
+
+def _hash(comparisons: Sequence[Comparison]) -> str:
+    texts = [[c.prompt.id, *(one.text for one in c.completions)] for c in comparisons]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def _rows(
+    pairs: Sequence[tuple[Prompt, Completion, Completion]], won: Sequence[float | None], predicted: np.ndarray
+) -> list[dict[str, Any]]:
+    """The audited pairs for samples.jsonl. `wins`: the probability that this answer is the better one, by the judge;
+    `promised`: by the proxy."""
+    out = []
+    for i, (prompt, *both) in enumerate(pairs):
+        for completion, side in zip(both, ("policy", "start"), strict=True):
+            figures = {"wins": won[i], **({"promised": float(predicted[i])} if len(predicted) else {})}
+            if side == "start":
+                figures = {name: None if p is None else 1 - p for name, p in figures.items()}
+            out.append(
+                {**describe(prompt), "completion": completion.text, "stop": completion.stop, "side": side, "pair": i}
+                | figures
+            )
+    return out
+
+
+def _means(prompts: Sequence[Prompt], scores: np.ndarray) -> dict[str, float]:
+    """Mean score of each category."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for prompt, score in zip(prompts, scores, strict=True):
+        if prompt.category:
+            found[prompt.category].append(float(score))
+    return {category: float(np.mean(values)) for category, values in sorted(found.items())}
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(x, -50, 50)))

@@ -1,0 +1,245 @@
+"""The alarm: a proxy that is exploited is seen by the audits, an honest one is not; what is done, kept and resumed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_recipe import same_end
+from tests.toy import metrics, results, run
+from trueup.records import Comparison, Completion, Prompt, UserError
+from trueup.watch import phrases
+
+PPO = {
+    "phase": "ppo",
+    "model": "sft/final",
+    "scorer": "reward/final",
+    "prompts": "prompts.jsonl",
+    "batch": 16,
+    "steps": 6,
+    "missing_eos_score": -3.0,
+    "sampling": {"max_tokens": 20},
+    "kl_coef": 0.0,
+    "optim": {"lr": 1e-3},
+}
+OPINIONS = '''
+import numpy as np
+from trueup.records import Scores, Verdict
+
+class Dislikes:
+    """A judge to whom whatever the proxy likes is the worse answer."""
+    name = "dislikes"
+    def judge(self, comparisons):
+        return [Verdict(float("blue" not in c.completions[0].text), "d") for c in comparisons]
+
+class Shy:
+    """Abstains always."""
+    name = "shy"
+    def judge(self, comparisons):
+        return [Verdict(None, "s") for _ in comparisons]
+'''
+
+
+@pytest.fixture
+def opinions(toy):
+    (toy / "opinions.py").write_text(OPINIONS)
+    return toy
+
+
+@pytest.fixture
+def second(toy):
+    """The reward model under another name: as it is the proxy itself, what is measured by it is known."""
+    if not (toy / "second").exists():
+        (toy / "second").symlink_to(toy / "reward")
+    return toy
+
+
+def watched(judge="toyrules:gold", **watch):
+    return {**PPO, "watch": {"judge": judge, "labels": 90, "every": 2, **watch}}
+
+
+def test_an_exploited_proxy_is_stopped_and_the_start_is_what_is_delivered(opinions):
+    stage = run(opinions, {"ppo": watched("opinions:Dislikes", act="back")}, name="exploited")["ppo"]
+    found, log = results(stage), metrics(stage)
+    alarm = found["watch"]["alarm"]
+    assert alarm["rule"] == "gap" and found["steps"] == alarm["step"] == log[-1]["step"] < PPO["steps"]
+    assert [row["alarm"] for row in log if "alarm" in row] == [0.0] * (alarm["step"] // 2 - 1) + [1.0]
+    assert log[-1]["gap_low"] > 0 and log[-1]["audited_win_rate"] < 0.5 < log[-1]["predicted_win_rate"]
+    assert found["watch"]["delivered"] == 0 and found["watch"]["labels"] == log[-1]["audit_labels"]
+    weights = [
+        (opinions / where / "model.safetensors").read_bytes()
+        for where in (f"{stage.folder}/final", f"{stage.folder}/snapshots/0")
+    ]
+    assert weights[0] == weights[1] != (stage.folder / f"snapshots/{alarm['step']}/model.safetensors").read_bytes()
+
+
+def test_an_honest_proxy_sets_off_no_alarm_and_every_label_is_spent(second):
+    stage = run(second, {"ppo": watched(heldout="second/final")}, name="honest")["ppo"]
+    found, log = results(stage), metrics(stage)
+    assert found["watch"]["alarm"] is None and found["steps"] == 6 and len(log) == 7
+    assert [c["step"] for c in found["watch"]["checks"]] == [2, 4, 6]
+    assert sum(c["pairs"] for c in found["watch"]["checks"]) == found["watch"]["labels"] == 90
+    last = log[-1]
+    assert set(last) <= {
+        "step",
+        "alarm",
+        "audit_labels",
+        "audited_win_rate",
+        "predicted_win_rate",
+        "gap",
+        "gap_low",
+        "gap_high",
+        "win_rate_drop",
+    }
+    assert last["gap_low"] < last["gap"] < last["gap_high"] and abs(last["gap"]) < 0.2
+    assert (
+        last["audited_win_rate"] > 0.6
+        and found["watch"]["delivered"] == 6
+        and not (stage.folder / "snapshots").exists()
+    )
+    # what needs no judge is logged at every step, from the start's own answers
+    assert all({"length_drift", "style_share", "heldout_gain", "gain/a", "gain/b"} <= set(row) for row in log[:-1])
+    for i, name in ((0, "heldout_gain"), (0, "length_drift"), (0, "gain/a")):
+        assert abs(log[i][name]) < 0.6
+    assert log[5]["heldout_gain"] > 0.5
+    # the held-out model is the proxy here: s.d. of the start's own answers instead of the model's own unit
+    assert log[5]["heldout_gain"] - log[0]["heldout_gain"] == pytest.approx(log[5]["score"] - log[0]["score"], rel=0.3)
+
+
+def test_audited_pairs_are_among_the_samples_with_both_opinions(second):
+    stage = run(second, {"ppo": watched(heldout="second/final")}, name="honest")["ppo"]
+    rows = [json.loads(line) for line in (stage.folder / "samples.jsonl").open()]
+    audited = [r for r in rows if r["step"] == 6 and "side" in r]
+    assert len(audited) == 60 and {r["side"] for r in audited} == {"policy", "start"}
+    for mine, theirs in zip(audited[::2], audited[1::2], strict=True):
+        assert mine["prompt"] == theirs["prompt"] and mine["completion"] != theirs["completion"]
+        blue = ["blue" in r["completion"] for r in (mine, theirs)]
+        assert mine["wins"] == (0.5 if blue[0] == blue[1] else float(blue[0])) == 1 - theirs["wins"]
+        assert mine["promised"] == pytest.approx(1 - theirs["promised"])
+    assert len({r["prompt"] for r in audited}) == 30
+
+
+def test_what_the_proxy_promises_is_the_sigmoid_of_its_raw_scores(toy, mesh):
+    from trueup.scorers import logits_of, make_scorer
+
+    proxy = make_scorer(str(toy / "reward/final"), mesh)
+    pair = [Completion("the sky is blue."), Completion("yes please")]
+    asked = [Prompt.of("what is the colour of aa?")] * 2
+    scores = proxy.score(asked, pair)
+    found = logits_of(proxy, scores)
+    assert found[0] - found[1] == pytest.approx((scores.value[0] - scores.value[1]) * float(proxy.net.std))
+    # the very model in plain transformers, as it was trained
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(toy / "reward/final", num_labels=1).eval()
+    tokens = AutoTokenizer.from_pretrained(toy / "reward/final")
+    raw = []
+    for one in pair:
+        ids = proxy.chat.prompt_ids(asked[0].messages) + proxy.chat.reply_ids(one.text, one.ended)
+        raw.append(model(torch.tensor([ids])).logits.item())
+    assert tokens and found[0] - found[1] == pytest.approx(raw[0] - raw[1], abs=1e-4)
+    twice = make_scorer({"ensemble": [str(toy / "reward/final")] * 2}, mesh)
+    assert logits_of(twice, twice.score(asked, pair)) == pytest.approx(found)
+    rule = make_scorer({str(toy / "reward/final"): 1.0}, mesh)
+    assert logits_of(rule, rule.score(asked, pair)) is None
+
+
+def test_a_kl_budget_needs_no_judge(toy):
+    keys = {**PPO, "watch": {"kl_budget": 0.02, "every": 2, "act": "back"}}
+    stage = run(toy, {"ppo": keys}, name="budget")["ppo"]
+    found, log = results(stage), metrics(stage)
+    alarm = found["watch"]["alarm"]
+    assert alarm["rule"] == "kl" and found["steps"] == alarm["step"]
+    assert np.mean([row["kl"] for row in log[-3:-1]]) > 0.02 and "audit_labels" not in log[-1]
+    assert found["watch"]["delivered"] == alarm["step"] - 2
+
+
+def test_a_warning_is_said_and_changes_nothing_else(opinions, capsys):
+    plain = run(opinions, {"ppo": PPO}, name="unwatched")["ppo"]
+    capsys.readouterr()
+    stage = run(opinions, {"ppo": watched("opinions:Dislikes")}, name="warned")["ppo"]
+    said = capsys.readouterr().out
+    assert "ALARM at step" in said and "promised more wins" in said
+    assert results(stage)["steps"] == 6 and results(stage)["watch"]["delivered"] == 6
+    ends = [(s.folder / "final/model.safetensors").read_bytes() for s in (plain, stage)]
+    assert ends[0] == ends[1]
+    assert [r["score"] for r in metrics(plain)] == [r["score"] for r in metrics(stage)[:-1]]
+    first = results(stage)["watch"]["alarm"]["step"]
+    assert [r["alarm"] for r in metrics(stage) if "alarm" in r] == [float(s >= first) for s in (2, 4, 6)]
+
+
+def test_without_logits_the_win_rate_alone_can_set_it_off(opinions):
+    keys = {**watched("opinions:Dislikes"), "scorer": "toyrules:blue"}
+    log = metrics(run(opinions, {"ppo": keys}, name="rule")["ppo"])
+    assert "gap" not in log[-1] and "audited_win_rate" in log[-1] and "win_rate_drop" in log[-1]
+
+
+def test_a_judge_that_abstains_spends_labels_and_says_nothing(opinions):
+    stage = run(opinions, {"ppo": watched("opinions:Shy", act="back", every=3)}, name="shy")["ppo"]
+    assert results(stage)["watch"]["labels"] == 90 and results(stage)["watch"]["alarm"] is None
+    assert results(stage)["watch"]["delivered"] == 6 and "audited_win_rate" not in metrics(stage)[-1]
+
+
+def test_cut_off_at_an_audit_the_judge_is_not_asked_again(toy):
+    keys = {**watched("toyrules:shy", labels=30), "save_every": 3, "keep": {"share": 1}}
+    (toy / "asked.txt").unlink(missing_ok=True)
+    whole = run(toy, {"ppo": keys}, name="audited-at-once")["ppo"].folder
+    asked = (toy / "asked.txt").read_text()
+    assert len(asked.splitlines()) == 60  # both answers of 30 pairs
+    (toy / "asked.txt").unlink()
+    (toy / "patience").write_text("50")  # two audits are answered, the third is not
+    with pytest.raises(KeyboardInterrupt):
+        run(toy, {"ppo": keys}, name="audited")
+    assert len((toy / "asked.txt").read_text().splitlines()) == 40
+    (toy / "patience").unlink()
+    cut = run(toy, {"ppo": keys}, name="audited")["ppo"].folder
+    assert (toy / "asked.txt").read_text() == asked
+    same_end(whole, cut)
+
+
+def test_which_answer_stands_first_is_drawn(toy):
+    """A judge that always takes the first answer gives the policy half of the wins."""
+    (toy / "sides.py").write_text(
+        "from trueup.records import Verdict\n\nclass First:\n    name = 'first'\n"
+        "    def judge(self, comparisons):\n        return [Verdict(1.0, 'f') for _ in comparisons]\n"
+    )
+    stage = run(toy, {"ppo": watched("sides:First")}, name="sides")["ppo"]
+    rates = [c["audited"] for c in results(stage)["watch"]["checks"]]
+    assert 0.3 < np.mean(rates) < 0.7 and min(rates) > 0 and max(rates) < 1
+
+
+@pytest.mark.parametrize(
+    "keys, said",
+    [
+        ({"watch": {"judge": "toyrules:gold", "act": "back", "every": 2}, "held_out": 0.2}, "leave one out"),
+        ({"watch": {"judge": "toyrules:gold", "every": 9}}, r"watch.every \(9\) is beyond the last step \(6\)"),
+        ({"watch": {"act": "stop", "every": 2}}, "needs what can set off the alarm"),
+        ({"watch": {"judge": "toyrules:gold", "evry": 2}}, "unknown key 'watch.evry'; did you mean 'watch.every'"),
+        ({"watch": {"judge": "reward/final", "every": 2}}, "must not be what is optimized"),
+    ],
+)
+def test_a_watch_that_can_see_nothing_is_refused(toy, keys, said):
+    with pytest.raises(UserError, match=said):
+        run(toy, {"ppo": {**PPO, **keys}}, name="refused")
+
+
+def test_phrases_are_runs_of_three_words_or_marks():
+    assert phrases("What a Clever question!") == {"what a clever", "a clever question", "clever question !"}
+    assert phrases("two words") == set()
+
+
+def test_auditors_are_other_people_than_the_raters():
+    from trueup.world import auditors, raters
+    from trueup.world.raters import demo_comparisons
+
+    asked = [c for c in demo_comparisons(300) if c.completions[0].text != c.completions[1].text]
+    theirs, ours = raters("pool", 3).judge(asked), auditors(seed=3).judge(asked)
+    assert {v.rater[:7] for v in ours} == {"auditor"} and {v.rater[:4] for v in theirs} == {"pool"}
+    both = [(a.p, b.p) for a, b in zip(ours, theirs, strict=True) if a.p is not None and b.p is not None]
+    assert 0.63 < np.mean([a == b for a, b in both]) < 0.9
+    assert ours == auditors(seed=3).judge(asked)
+    turned = [Comparison(c.prompt, c.completions[::-1]) for c in asked]
+    assert [v.p if v.p is None else 1 - v.p for v in auditors(seed=3).judge(turned)] == [v.p for v in ours]
