@@ -11,6 +11,9 @@ import torch
 from tests.test_recipe import same_end
 from tests.toy import metrics, results, run
 from trueup.records import Comparison, Completion, Prompt, UserError
+from trueup.report.diagnosis import ERROR, diagnose
+from trueup.report.page import write_report
+from trueup.report.read import read_run
 from trueup.watch import phrases
 
 PPO = {
@@ -87,6 +90,7 @@ def test_an_honest_proxy_sets_off_no_alarm_and_every_label_is_spent(second):
         "step",
         "alarm",
         "audit_labels",
+        "audit_pairs",
         "audited_win_rate",
         "predicted_win_rate",
         "gap",
@@ -168,6 +172,12 @@ def test_a_warning_is_said_and_changes_nothing_else(opinions, capsys):
     assert ends[0] == ends[1]
     assert [r["score"] for r in metrics(plain)] == [r["score"] for r in metrics(stage)[:-1]]
     first = results(stage)["watch"]["alarm"]["step"]
+    found = diagnose(read_run(stage.folder.parent))
+    assert [(f.severity, f.what) for f in found if f.name == "alarm"] == [
+        (ERROR, f"the alarm was set off at step {first}: PPO went on, as act=warn says")
+    ]
+    page = write_report(stage.folder.parent).read_text()
+    assert f"Alarm at step {first} (dotted)" in page and "wins over the start, promised and audited" in page
     assert [r["alarm"] for r in metrics(stage) if "alarm" in r] == [float(s >= first) for s in (2, 4, 6)]
 
 

@@ -192,6 +192,8 @@ class Folders:
         for key in ("scorer", "audit", "gold", "proxy", "judge"):
             if data.get(key):
                 data[key] = self._scorer(data[key])
+        for key in ("judge", "heldout") if data.get("watch") else ():
+            data["watch"][key] = self._scorer(data["watch"][key]) if data["watch"][key] else None
         if stage.phase == "ppo":
             data["scorer"] = data["scorer"] or "trueup.plan:nothing"
         return parse(type(stage.config), data, f"stage '{stage.name}'")
@@ -599,7 +601,11 @@ def _walk_ppo(walk: Walk, footprint: Footprint) -> None:
     players = ppo.gather_players(config, walk.mesh, chat)
     named = {"policy": players.policy.net.model, "reference": players.reference.model}
     named |= {"critic": players.critic.net.model} if players.critic else {}
-    for name, scorer in (("reward model", players.scorer), ("audit", players.audit)):
+    watcher = players.watcher
+    audits = {"audit": players.audit}
+    if watcher:
+        audits |= {"held-out reward model": watcher.heldout, "judge": getattr(watcher.judge, "scorer", None)}
+    for name, scorer in {"reward model": players.scorer, **audits}.items():
         for i, one in enumerate(_nets(scorer)):
             named[name if not i else f"{name} {i + 1}"] = one.model
     if config.lora:

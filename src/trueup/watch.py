@@ -226,6 +226,7 @@ class Watcher:
         last = self.checks[-1]
         out = {"audit_labels": float(sum(c.asked for c in self.checks))}
         if last.audited:
+            out["audit_pairs"] = float(len(last.audited))
             out["audited_win_rate"] = float(np.mean(last.audited))
         gaps = [p - a for c in self.checks for p, a in zip(c.predicted, c.audited, strict=bool(c.predicted))]
         if last.predicted:
@@ -268,10 +269,8 @@ class Watcher:
         audited = [c for c in self.checks if c.audited]
         if not audited:
             return None
-        rates = [0.5, *(float(np.mean(c.audited)) for c in audited)]
-        sizes = [float(len(c.audited)) for c in audited]
-        fit = unimodal_fit(rates, [sum(sizes), *sizes])  # of the start it is known
-        return [0, *(c.step for c in audited)][int(fit.argmax())]
+        rates = [float(np.mean(c.audited)) for c in audited]
+        return best_check([c.step for c in audited], rates, [len(c.audited) for c in audited])
 
     def delivered(self) -> int | None:
         """The version that `act` delivers; None for the last one."""
@@ -307,6 +306,13 @@ class Watcher:
                 for c in self.checks
             ],
         }
+
+
+def best_check(steps: Sequence[int], rates: Sequence[float], pairs: Sequence[int]) -> int:
+    """The step whose version the audits say is best, 0 for the start: the peak of the curve that first rises and then
+    falls and is nearest to the win rates, each counted by its pairs; the start's, 1/2, is known."""
+    fit = unimodal_fit([0.5, *rates], [float(sum(pairs)), *map(float, pairs)])
+    return [0, *steps][int(fit.argmax())]
 
 
 def phrases(text: str) -> set[str]:

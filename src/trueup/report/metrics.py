@@ -242,6 +242,82 @@ PPO: dict[str, Metric] = {
         "Climbs with the KL: answers leave what the comparisons cover; read those with the highest disagreement, raise "
         "`kl_coef`, or combine by `wco` or `uwo`. Flat proves nothing: members that share an error agree on it.",
     ),
+    "audited_win_rate": Metric(
+        "Audited win rate (`watch`)",
+        "share of the audited pairs that the judge gives to the policy, over the start",
+        "Rises from 0.5, then holds.",
+        "Falls while the score rises: over-optimization. Go back to the check before, raise `kl_coef`, or label pairs "
+        "of this policy's answers and train the reward model on them too.",
+    ),
+    "predicted_win_rate": Metric(
+        "Predicted win rate (`watch`)",
+        "mean over the audited pairs of the sigmoid of the proxy's raw difference",
+        "Rises, and stays near the audited one.",
+        "Far above the audited one: see `gap`.",
+    ),
+    "gap": Metric(
+        "Gap: predicted less audited win rate (`watch`)",
+        "share of pairs, mean over all audits so far",
+        "Near 0: a right proxy promises what the judge gives.",
+        "Above 0 and growing: the proxy is being exploited. `gap_low` says whether it is more than chance.",
+    ),
+    "gap_low": Metric(
+        "Lower bound of the gap (`watch`)",
+        "share of pairs; wrong at any check with chance `watch.error`",
+        "Below `watch.tolerance`, 0 by default.",
+        "Above: the alarm is set off. See docs/alarm.md.",
+    ),
+    "gap_high": Metric(
+        "Upper bound of the gap (`watch`)",
+        "share of pairs; wrong at any check with chance `watch.error`",
+        "Falls with each audit towards the gap.",
+        "Far above the gap at the end: few labels; raise `watch.labels`.",
+    ),
+    "win_rate_drop": Metric(
+        "How far the audited win rate has surely fallen (`watch`)",
+        "share of pairs; wrong at any check with chance `watch.error`",
+        "Below 0: no fall is sure.",
+        "Above 0: the alarm is set off.",
+    ),
+    "audit_labels": Metric(
+        "Audit labels spent so far (`watch`)",
+        "comparisons that the judge was asked for",
+        "Grows by the same number at every check.",
+        "Less than that: few answers differ from the start's, and equal ones are not asked about.",
+    ),
+    "audit_pairs": Metric(
+        "Pairs of this check on which the judge decided (`watch`)",
+        "pairs",
+        "Most of those that were asked.",
+        "Few: the judge abstains; ask one who decides, or raise `watch.labels`.",
+    ),
+    "alarm": Metric(
+        "Alarm (`watch`)",
+        "1 from the check on that set it off, else 0",
+        "0.",
+        "1: results.json says by which rule; `watch.act` says what is done.",
+    ),
+    "heldout_gain": Metric(
+        "Gain by the held-out reward model (`watch.heldout`)",
+        "s.d. of its scores of the start's answers, mean of the batch",
+        "Rises with the score.",
+        "Levels off or falls while the score rises: what the proxy alone pays for is climbed. Rising proves less: "
+        "two reward models of the same raters share their tastes.",
+    ),
+    "style_share": Metric(
+        "New style (`watch`)",
+        "share of answers with a three-word phrase that at most 1% of the start's answers have and at least 10% of "
+        "these",
+        "Low, or for a reason that the phrases show (results.json names them).",
+        "Near 1: every answer has taken on a phrase. Read it: a compliment, a boast, a stock opening is style that the "
+        "reward model pays for.",
+    ),
+    "length_drift": Metric(
+        "Drift of the answers' length (`watch`)",
+        "s.d. of the start's lengths, from their mean",
+        "Within half an s.d.",
+        "See `length`.",
+    ),
     "flat_groups": Metric(
         "Groups whose completions all score alike (`samples` above 1)",
         "share of the groups",
@@ -345,6 +421,6 @@ def markdown() -> str:
     parts.append(
         "## By category\n\n`score/CATEGORY` and `audit/CATEGORY` are the means over the batch's prompts of that "
         "category. All\ncategories should rise or hold; one whose score rises while its audit falls shows where the "
-        "reward model is fooled.\n"
+        "reward model is fooled. `gain/CATEGORY` is the score less the start's own mean in that category (`watch`).\n"
     )
     return "\n".join(parts)

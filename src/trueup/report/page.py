@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from trueup.records import write_text
-from trueup.report import ensembles, measured, overoptimization, training
+from trueup.report import alarm, ensembles, measured, overoptimization, training
 from trueup.report.charts import Chart, Group
 from trueup.report.diagnosis import diagnose
 from trueup.report.figures import bracket, clean, duration, num, percent, title_of, visible
@@ -107,7 +107,12 @@ class Sections:
         self.main = [
             c
             for s in run.of("ppo")
-            for c in (overoptimization.over_kl(run, s), overoptimization.over_steps(run, s), ensembles.over_kl(s))
+            for c in (
+                *alarm.charts(s),
+                overoptimization.over_kl(run, s),
+                overoptimization.over_steps(run, s),
+                ensembles.over_kl(s),
+            )
             if c
         ]
         self.training = [g for s in run.stages if (g := training.training(s))]

@@ -20,6 +20,9 @@ FIRST: dict[str, list[str]] = {
         "audit",
         "kl",
         "kl_k3",
+        "heldout_gain",
+        "style_share",
+        "length_drift",
         "disagreement",
         "reward",
         "validation",
@@ -34,6 +37,8 @@ FIRST: dict[str, list[str]] = {
         "end_rate",
     ],
 }
+DRAWN = ("gap", "gap_low", "gap_high", "audited_win_rate", "predicted_win_rate", "audit_pairs", "alarm")
+"""The alarm's own charts have these."""
 LOSS_UNIT = {
     "sft": "nats per token",
     "reward": "nats per pair",
@@ -52,6 +57,8 @@ THEN = [
     "policy_lr",
     "critic_lr",
     "epochs",
+    "win_rate_drop",
+    "audit_labels",
     "peak_memory_mb",
     "center",
     "grad_norm",
@@ -73,7 +80,7 @@ def training(stage: Stage) -> Group | None:
         group.text += f" The weights kept are those of step {best:.0f}, the best on held-out data (dotted line)."
     parts = [n for n in names if n.startswith("seconds_")]
     beside = {n: [f"validation_{n}"] for n in names if f"validation_{n}" in names}
-    alone = [n for n in names if "/" not in n and n not in parts and [n] not in beside.values()]
+    alone = [n for n in names if "/" not in n and n not in (*parts, *DRAWN) and [n] not in beside.values()]
     first = [n for n in FIRST.get(stage.phase, alone) if n in alone]
     rest = [n for n in THEN if n in alone and n not in first]
     rest += [n for n in alone if n not in first and n not in rest]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from trueup.named import CALLABLE
+from trueup.report.alarm import alarm_step, words
 from trueup.report.diagnosis.finding import (
     ENDS,
     ERROR,
@@ -33,6 +34,7 @@ def ppo(run: RunData, stage: Stage) -> Iterator[Finding]:
     yield from _endings(stage)
     hacked = list(_hacking(run, stage))
     yield from hacked
+    yield from _alarm(stage)
     yield from _second_opinion(run, stage)
     yield from _drift(run, stage, bool(hacked))
 
@@ -241,6 +243,27 @@ def _hacking(run: RunData, stage: Stage) -> Iterator[Finding]:
         ("~kl_coef=0.05 to 0.25: there is no penalty now" if not coef else f"a higher ~kl_coef (3 times {short(coef)})")
         + f"; fewer ~steps (the audit’s best: {num(steps[peak], 0)}); then comparisons of this policy’s answers for "
         "the reward model",
+    )
+
+
+def _alarm(stage: Stage) -> Iterator[Finding]:
+    """The alarm was set off while PPO ran: nothing is judged anew here."""
+    at, act = alarm_step(stage), (stage.config.get("watch") or {}).get("act")
+    if at is None:
+        return
+    delivered = number(stage.results, "watch", "delivered")
+    done = {
+        "stop": "PPO stopped there, and the last policy is what was made",
+        "back": f"PPO stopped there and went back to step {num(delivered, 0)}",
+    }.get(str(act), "PPO went on, as act=warn says")
+    yield Say(stage)(
+        NOTE if act == "back" else WARNING if act == "stop" else ERROR,
+        "alarm",
+        f"the alarm was set off at step {num(at, 0)}: {done}",
+        words(stage),
+        "The proxy no longer says what the judge says: from here on its score is a score of its errors.",
+        "a higher ~kl_coef; comparisons of this policy’s answers for the reward model"
+        + ("" if act == "back" else "; ~watch.act=back delivers the version that the audits say is best"),
     )
 
 
