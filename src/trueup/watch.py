@@ -16,6 +16,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -52,7 +53,8 @@ class Watch(Config):
     judge: JudgeSpec | None = None
     """Who audits: compares the policy's answers with the start's. As in phase judge, but not what is optimized."""
     labels: int = Field(200, gt=0)
-    """Comparisons that the judge is asked for in the whole run, spread evenly over its checks."""
+    """Verdicts of the judge in the whole run, spread evenly over its checks. A pair on which it abstains is replaced by
+    another, and counts for none."""
     every: int = Field(10, gt=0)
     """Steps between two checks."""
     heldout: Spec | None = None
@@ -178,23 +180,34 @@ class Watcher:
         return {**found, "alarm": float(self.alarm is not None)}
 
     def _budget(self, step: int) -> int:
-        """Labels for this check: what is left, shared by the checks that are left."""
-        left = self.config.labels - sum(c.asked for c in self.checks)
+        """Labels for this check: what is left, shared by the checks that are left. Of a judge who abstains often, no
+        more than twice the labels are asked in all."""
+        left = self.config.labels - sum(len(c.audited) for c in self.checks)
+        left = min(left, 2 * self.config.labels - sum(c.asked for c in self.checks))
         return left // (self.steps // self.config.every - step // self.config.every + 1)
 
     def _audit(self, step: int, named: list[tuple[str, float]], run: Run) -> Check:
         """The policy's answers against the start's, which of them stands first drawn by chance. What both say alike is
-        not asked."""
+        not asked; for each pair on which the judge abstains another one is."""
         wanted, rng = self._budget(step), np.random.default_rng([self.seed, step, 3])
         drawn = rng.permutation(len(self.prompts))[: 2 * wanted]
         asked = [self.prompts[i] for i in drawn]
         mine, theirs = self._answers(self.policy, asked, AUDIT + step), self._answers(self.start, asked, AGAINST + step)
-        pairs = [(p, a, b) for p, a, b in zip(asked, mine, theirs, strict=True) if a.text != b.text][:wanted]
+        pairs = [(p, a, b) for p, a, b in zip(asked, mine, theirs, strict=True) if a.text != b.text]
         turned = rng.random(len(pairs)) < 0.5
-        comparisons = [Comparison(p, (b, a) if turn else (a, b)) for (p, a, b), turn in zip(pairs, turned, strict=True)]
-        key = f"{step} {_hash(comparisons)}"
-        rows = self.mesh.from_main(lambda: run.once("audits", key, lambda: self._ask(comparisons)))
-        won = [None if r["p"] is None else 1 - r["p"] if turn else r["p"] for r, turn in zip(rows, turned, strict=True)]
+        won: list[float | None] = []
+        while missing := min(wanted - sum(p is not None for p in won), len(pairs) - len(won)):
+            some = slice(len(won), len(won) + missing)
+            shown = [
+                Comparison(p, (b, a) if turn else (a, b))
+                for (p, a, b), turn in zip(pairs[some], turned[some], strict=True)
+            ]
+            found = self.mesh.from_main(
+                partial(run.once, "audits", f"{step} {_hash(shown)}", partial(self._ask, shown))
+            )
+            said = [row["p"] for row in found]
+            won += [None if p is None else 1 - p if turn else p for p, turn in zip(said, turned[some], strict=True)]
+        pairs = pairs[: len(won)]
         prompts = [p for p, _, _ in pairs]
         values = [self._logits(prompts, [pair[side] for pair in pairs]) for side in (1, 2)] if pairs else [None, None]
         predicted = np.array([]) if values[0] is None or values[1] is None else _sigmoid(values[0] - values[1])
@@ -224,9 +237,8 @@ class Watcher:
     def _figures(self) -> dict[str, float]:
         """Of the last check: its win rates; over all checks so far: the gap with its bounds."""
         last = self.checks[-1]
-        out = {"audit_labels": float(sum(c.asked for c in self.checks))}
+        out = {"audit_labels": float(sum(len(c.audited) for c in self.checks)), "audit_pairs": float(len(last.audited))}
         if last.audited:
-            out["audit_pairs"] = float(len(last.audited))
             out["audited_win_rate"] = float(np.mean(last.audited))
         gaps = [p - a for c in self.checks for p, a in zip(c.predicted, c.audited, strict=bool(c.predicted))]
         if last.predicted:
@@ -294,7 +306,8 @@ class Watcher:
         return {
             "alarm": self.alarm,
             "act": self.config.act,
-            "labels": sum(c.asked for c in self.checks),
+            "labels": sum(len(c.audited) for c in self.checks),
+            "asked": sum(c.asked for c in self.checks),
             "checks": [
                 {
                     "step": c.step,

@@ -281,15 +281,15 @@ PPO: dict[str, Metric] = {
     ),
     "audit_labels": Metric(
         "Audit labels spent so far (`watch`)",
-        "comparisons that the judge was asked for",
+        "verdicts of the judge",
         "Grows by the same number at every check.",
-        "Less than that: few answers differ from the start's, and equal ones are not asked about.",
+        "Less than that: few answers differ from the start's (equal ones are not asked about), or the judge abstains.",
     ),
     "audit_pairs": Metric(
         "Pairs of this check on which the judge decided (`watch`)",
         "pairs",
-        "Most of those that were asked.",
-        "Few: the judge abstains; ask one who decides, or raise `watch.labels`.",
+        "As many at every check.",
+        "See `audit_labels`.",
     ),
     "alarm": Metric(
         "Alarm (`watch`)",
