@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def second(toy):
 
 
 def watched(judge="toyrules:gold", **watch):
-    return {**PPO, "watch": {"judge": judge, "labels": 90, "every": 2, **watch}}
+    return {**PPO, "watch": {"judge": judge, "labels": 90, "every": 2, "kl_budget": None, **watch}}
 
 
 def test_an_exploited_proxy_is_stopped_and_the_start_is_what_is_delivered(opinions):
@@ -69,9 +70,12 @@ def test_an_exploited_proxy_is_stopped_and_the_start_is_what_is_delivered(opinio
     found, log = results(stage), metrics(stage)
     alarm = found["watch"]["alarm"]
     assert alarm["rule"] == "gap" and found["steps"] == alarm["step"] == log[-1]["step"] < PPO["steps"]
-    assert [row["alarm"] for row in log if "alarm" in row] == [0.0] * (alarm["step"] // 2 - 1) + [1.0]
+    assert [row["alarm"] for row in log] == [0.0] * alarm["step"] + [1.0]
     assert log[-1]["gap_low"] > 0 and log[-1]["audited_win_rate"] < 0.5 < log[-1]["predicted_win_rate"]
-    assert found["watch"]["delivered"] == 0 and found["watch"]["labels"] == log[-1]["audit_labels"]
+    # the labels that were left went to the versions so far, and none of them beats the start
+    assert found["watch"]["delivered"] == 0 and log[-1]["audit_labels"] < found["watch"]["labels"] <= 90
+    assert [c["step"] for c in found["watch"]["checks"]] == list(range(2, alarm["step"] + 1, 2))
+    assert max(c["audited"] for c in found["watch"]["checks"]) < 0.5
     weights = [
         (opinions / where / "model.safetensors").read_bytes()
         for where in (f"{stage.folder}/final", f"{stage.folder}/snapshots/0")
@@ -155,10 +159,26 @@ def test_a_kl_budget_needs_no_judge(toy):
     keys = {**PPO, "watch": {"kl_budget": 0.02, "every": 2, "act": "back"}}
     stage = run(toy, {"ppo": keys}, name="budget")["ppo"]
     found, log = results(stage), metrics(stage)
-    alarm = found["watch"]["alarm"]
-    assert alarm["rule"] == "kl" and found["steps"] == alarm["step"]
-    assert np.mean([row["kl"] for row in log[-3:-1]]) > 0.02 and "audit_labels" not in log[-1]
-    assert found["watch"]["delivered"] == alarm["step"] - 2
+    assert found["watch"]["alarm"]["rule"] == "kl" and found["watch"]["alarm"]["step"] == found["steps"] == 5
+    assert np.mean([row["kl"] for row in log]) > 0.02 and len(log) == 5 and "audit_labels" not in log[-1]
+    assert [row["alarm"] for row in log] == [0, 0, 0, 0, 1] and found["watch"]["delivered"] == 4
+    ends = [stage.folder / where / "model.safetensors" for where in ("final", "snapshots/4", "snapshots/5")]
+    assert ends[0].read_bytes() == ends[1].read_bytes() != ends[2].read_bytes()
+
+
+def test_a_budget_of_its_own_comes_from_what_the_proxy_learned_from(toy, mesh):
+    """Of so many answers e^-KL are like those of a policy at that KL."""
+    config = json.loads((toy / "reward/final/config.json").read_text())
+    pairs = {(json.loads(line)["prompt"]) for line in (toy / "pairs.jsonl").open()}
+    answers = config["trueup"]["answers"]
+    assert 2 * 0.6 * len(pairs) < answers <= 2 * len(pairs) and answers % 2 == 0  # two to each, a fifth held out
+    shutil.copytree(toy / "reward/final", toy / "wise", dirs_exist_ok=True)
+    config["trueup"]["answers"] = 7000
+    (toy / "wise/config.json").write_text(json.dumps(config))
+    keys = {**watched(kl_budget="auto", labels=9), "scorer": "wise", "steps": 2}
+    assert results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]["kl_budget"] == pytest.approx(np.log(70))
+    keys = {**watched(kl_budget="auto", labels=9), "scorer": "toyrules:blue", "steps": 2}
+    assert results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]["kl_budget"] is None
 
 
 def test_a_warning_is_said_and_changes_nothing_else(opinions, capsys):
@@ -178,7 +198,7 @@ def test_a_warning_is_said_and_changes_nothing_else(opinions, capsys):
     ]
     page = write_report(stage.folder.parent).read_text()
     assert f"Alarm at step {first} (dotted)" in page and "wins over the start, promised and audited" in page
-    assert [r["alarm"] for r in metrics(stage) if "alarm" in r] == [float(s >= first) for s in (2, 4, 6)]
+    assert [r["alarm"] for r in metrics(stage)] == [float(s >= first) for s in range(7)]
 
 
 def test_without_logits_the_win_rate_alone_can_set_it_off(opinions):
@@ -217,9 +237,8 @@ def test_which_answer_stands_first_is_drawn(toy):
         "from trueup.records import Verdict\n\nclass First:\n    name = 'first'\n"
         "    def judge(self, comparisons):\n        return [Verdict(1.0, 'f') for _ in comparisons]\n"
     )
-    stage = run(toy, {"ppo": watched("sides:First")}, name="sides")["ppo"]
-    rates = [c["audited"] for c in results(stage)["watch"]["checks"]]
-    assert 0.3 < np.mean(rates) < 0.7 and min(rates) > 0 and max(rates) < 1
+    found = results(run(toy, {"ppo": {**watched("sides:First"), "steps": 2}}, name="sides")["ppo"])["watch"]
+    assert found["labels"] > 30 and 0.25 < found["checks"][0]["audited"] < 0.75
 
 
 @pytest.mark.parametrize(
@@ -227,7 +246,7 @@ def test_which_answer_stands_first_is_drawn(toy):
     [
         ({"watch": {"judge": "toyrules:gold", "act": "back", "every": 2}, "held_out": 0.2}, "leave one out"),
         ({"watch": {"judge": "toyrules:gold", "every": 9}}, r"watch.every \(9\) is beyond the last step \(6\)"),
-        ({"watch": {"act": "stop", "every": 2}}, "needs what can set off the alarm"),
+        ({"watch": {"act": "stop", "every": 2}, "scorer": "toyrules:blue"}, "needs what can set off the alarm"),
         ({"watch": {"judge": "toyrules:gold", "evry": 2}}, "unknown key 'watch.evry'; did you mean 'watch.every'"),
         ({"watch": {"judge": "reward/final", "every": 2}}, "must not be what is optimized"),
     ],

@@ -2,9 +2,9 @@
 
 In order: what the start says of some prompts is kept, to measure drift from; at every step the rollout is described by
 signals that cost nothing (`follow`); every few steps a judge compares a few of the policy's fresh answers with the
-start's (`check`): audits. Three rules set off the alarm, each at most once in 1/`error` runs where nothing is wrong:
-the proxy has promised more wins than the judge gives, the win rate has fallen from what it was, KL is over its
-budget. Which kept version is best by the audits alone is `chosen`. Not in it: what is done then (phases/ppo.py), the
+start's (`check`): audits. Three rules set off the alarm: the proxy has promised more wins than the judge gives, the win
+rate has fallen from what it was (each wrong in at most a share `error` of runs), KL is over its budget. Then the labels
+that are left tell which kept version is best (`delivered`). Not in it: what is done then (phases/ppo.py), the
 statistics (math/sequential.py).
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,8 +27,9 @@ from trueup.config import Config
 from trueup.data.chat import Chat, describe
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
 from trueup.math import betting_bounds, drop_bound, unimodal_fit
-from trueup.records import Comparison, Completion, Judge, Prompt, Scorer
-from trueup.scorers import Spec, logits_of, make_scorer
+from trueup.models.roles import recorded
+from trueup.records import Comparison, Completion, Judge, Prompt, Scorer, UserError
+from trueup.scorers import Spec, logits_of, make_scorer, reward_model_in
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -36,11 +38,16 @@ if TYPE_CHECKING:
     from trueup.models.roles import Models
     from trueup.run import Run
 
-AUDIT, AGAINST, START = 2**30, 2**29 + 2**30, -1 % 2**31
-"""Steps whose random numbers no rollout uses: of the policy's and the start's audited answers, and of the start's own
-answers."""
+AUDIT, AGAINST, AGAIN, START = 2**30, 2**29 + 2**30, 2**28, -1 % 2**31
+"""Steps whose random numbers no rollout uses: of the policy's and the start's audited answers, what is added where a
+version is audited again, and of the start's own answers."""
 WORDS = 3
 """Words in a phrase."""
+KL_STEPS = 5
+"""KL is judged by its mean over so many steps."""
+LIKE = 100
+"""A policy at a KL of d nats is, of the answers that the proxy learned from, like about one in e^d (those that the best
+of e^d would be). With fewer than so many of them what they say of it is uncertain by more than 5 points."""
 RARE, OFTEN = 0.01, 0.1
 """A phrase is new style where at most this share of the start's answers has it, and at least that of the policy's."""
 AUDITOR = 500_000
@@ -59,21 +66,23 @@ class Watch(Config):
     """Steps between two checks."""
     heldout: Spec | None = None
     """A reward model trained on comparisons that the proxy never saw (`part` of phase reward); only logged."""
-    kl_budget: float | None = Field(None, gt=0)
-    """Alarm where KL, a mean over the steps since the last check, is above this, in nats per completion."""
+    kl_budget: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """Alarm where KL, a mean over the last steps, is above this, in nats per completion; tried at every step. auto: log
+    of (answers that the proxy learned from / 100), where its config.json says how many; null: never."""
     error: float = Field(0.05, gt=0, lt=1)
     """The chance that a rule sets off a false alarm in a run, at any of its checks."""
     tolerance: float = Field(0.0, ge=0, lt=1)
     """So much may the predicted win rate be above the audited one without alarm."""
     act: Literal["warn", "stop", "back"] = "warn"
-    """What an alarm does. warn: it is said. stop: PPO stops there. back: PPO stops, and `final/` is the version that
-    the audits say is best; the policy is kept at every check, in `snapshots/`."""
+    """What an alarm does. warn: it is said. stop: PPO stops there. back: PPO stops, the labels that are left are spent
+    on the versions kept so far, and `final/` is the one that the audits say is best. The policy is kept at every check,
+    in `snapshots/`."""
 
 
 @dataclass
 class Check:
-    """One audit. `predicted`, `audited`: for each pair on which the judge decided, the probability that the policy's
-    answer is better, by the proxy (empty where it has no logits) and by the judge."""
+    """The audits of one version. `predicted`, `audited`: for each pair on which the judge decided, the probability that
+    the policy's answer is better, by the proxy (empty where it has no logits) and by the judge."""
 
     step: int
     asked: int
@@ -103,10 +112,16 @@ class Watcher:
         self.policy, self.start, self.sampling, self.seed, self.steps = policy, start, sampling, seed, steps
         self.judge: Judge | None = make_judge(config.judge, mesh, seed=seed + AUDITOR) if config.judge else None
         self.heldout = make_scorer(config.heldout, mesh, models) if config.heldout else None
+        answers = recorded(folder).get("answers", 0) if (folder := reward_model_in(proxy)) else 0
+        auto = max(1.0, math.log(answers / LIKE)) if answers else None
+        self.budget = auto if config.kl_budget == "auto" else config.kl_budget
+        self.answers = answers
+        if not self.judge and self.budget is None and config.act != "warn":
+            raise UserError(f"watch.act={config.act} needs what can set off the alarm: watch.judge or watch.kl_budget")
         self.checks: list[Check] = []
         self.alarm: dict[str, Any] | None = None
-        self.kl: list[float] = []  # of the steps since the last check
-        self.recent: list[str] = []  # answers since then
+        self.kl: list[float] = []  # of the last steps
+        self.recent: list[str] = []  # answers since the last check
 
     # the start, and drift from it
 
@@ -120,21 +135,26 @@ class Watcher:
         lengths = np.array([len(c.ids) for c in said], dtype=np.float64)
         self.length = float(lengths.mean()), max(float(lengths.std()), 1.0)
         self.phrases = Counter(p for c in said for p in phrases(c.text))
-        self.answers = count
+        self.said = count
         self.by_category: dict[str, float] = _means(asked, scores)
         if self.heldout:
             values = self.heldout.score(asked, said).value
             self.held = float(values.mean()), max(float(values.std()), 1e-6)
 
-    def follow(self, rollout: Rollout) -> dict[str, float]:
-        """The signals of a step, from its rollout."""
+    def follow(self, step: int, rollout: Rollout, run: Run) -> dict[str, float]:
+        """The signals of a step, from its rollout; KL is tried against its budget."""
         texts = [c.text for c in rollout.completions]
-        self.kl.append(float(rollout.k1.sum(1).mean()))
+        self.kl = [*self.kl, float(rollout.k1.sum(1).mean())][-KL_STEPS:]
+        if self.budget is not None and len(self.kl) == KL_STEPS and np.mean(self.kl) > self.budget:
+            far = f"KL is {np.mean(self.kl):.1f} nats a completion, over its budget of {self.budget:.1f}"
+            why = f": of {self.answers} answers that the proxy learned from fewer than {LIKE} are like these"
+            self._set_off(step + 1, "kl", far + (why if self.config.kl_budget == "auto" else ""), run)
         self.recent += texts
         out = {
             "length_drift": (float(np.mean([len(c.ids) for c in rollout.completions])) - self.length[0])
             / self.length[1],
             "style_share": self._style(texts)[0],
+            "alarm": float(self.alarm is not None),
         }
         if self.heldout:
             values = self.heldout.score(rollout.prompts, rollout.completions).value
@@ -151,7 +171,7 @@ class Watcher:
         new = {
             p: n / len(texts)
             for p, n in counts.items()
-            if n >= OFTEN * len(texts) and self.phrases[p] <= RARE * self.answers
+            if n >= OFTEN * len(texts) and self.phrases[p] <= RARE * self.said
         }
         return float(np.mean([bool(one & new.keys()) for one in said])), sorted(
             new.items(), key=lambda item: (-item[1], item[0])
@@ -170,14 +190,22 @@ class Watcher:
         found: dict[str, float] = {}
         named = self._style(self.recent)[1][:5] if self.recent else []
         if self.judge:
-            self.checks.append(self._audit(step, named, run))
+            self.checks.append(self._audit(step, self._budget(step), named, run))
             found |= self._figures()
-        over = self._rules(found)
-        self.kl, self.recent = [], []
-        if over and not self.alarm:
-            self.alarm = {"step": step, **over}
-            run.say(f"ALARM at step {step}: {over['text']}")
+        self.recent = []
+        if found.get("gap_low", -1) > self.config.tolerance:
+            more = f"{100 * found['gap']:.0f} points too many, surely {100 * found['gap_low']:.0f} or more by now"
+            self._set_off(step, "gap", f"the proxy promised more wins over the start than the judge gives, {more}", run)
+        elif found.get("win_rate_drop", -1) > 0:
+            points = f"surely by {100 * found['win_rate_drop']:.0f} points"
+            self._set_off(step, "win_rate", f"the judge’s win rate over the start has fallen, {points}", run)
         return {**found, "alarm": float(self.alarm is not None)}
+
+    def _set_off(self, step: int, rule: str, text: str, run: Run) -> None:
+        """The first alarm counts. `step`: updates done."""
+        if not self.alarm:
+            self.alarm = {"step": step, "rule": rule, "text": text}
+            run.say(f"ALARM at step {step}: {text}")
 
     def _budget(self, step: int) -> int:
         """Labels for this check: what is left, shared by the checks that are left. Of a judge who abstains often, no
@@ -186,13 +214,17 @@ class Watcher:
         left = min(left, 2 * self.config.labels - sum(c.asked for c in self.checks))
         return left // (self.steps // self.config.every - step // self.config.every + 1)
 
-    def _audit(self, step: int, named: list[tuple[str, float]], run: Run) -> Check:
+    def _audit(self, step: int, wanted: int, named: list[tuple[str, float]], run: Run, *, again: bool = False) -> Check:
         """The policy's answers against the start's, which of them stands first drawn by chance. What both say alike is
         not asked; for each pair on which the judge abstains another one is."""
-        wanted, rng = self._budget(step), np.random.default_rng([self.seed, step, 3])
+        rng = np.random.default_rng([self.seed, step, 3, int(again)])
         drawn = rng.permutation(len(self.prompts))[: 2 * wanted]
         asked = [self.prompts[i] for i in drawn]
-        mine, theirs = self._answers(self.policy, asked, AUDIT + step), self._answers(self.start, asked, AGAINST + step)
+        fresh = step + AGAIN * again
+        mine, theirs = (
+            self._answers(self.policy, asked, AUDIT + fresh),
+            self._answers(self.start, asked, AGAINST + fresh),
+        )
         pairs = [(p, a, b) for p, a, b in zip(asked, mine, theirs, strict=True) if a.text != b.text]
         turned = rng.random(len(pairs)) < 0.5
         won: list[float | None] = []
@@ -257,40 +289,38 @@ class Watcher:
             out["win_rate_drop"] = drop_bound(won, ends, error=self.config.error, planned=planned)
         return out
 
-    def _rules(self, found: dict[str, float]) -> dict[str, Any] | None:
-        """The rule that is broken, in words."""
-        if found.get("gap_low", -1) > self.config.tolerance:
-            more = f"{100 * found['gap']:.0f} points too many, surely {100 * found['gap_low']:.0f} or more by now"
-            text = f"the proxy promised more wins over the start than the judge gives, {more}"
-            return {"rule": "gap", "text": text}
-        if found.get("win_rate_drop", -1) > 0:
-            points = f"surely by {100 * found['win_rate_drop']:.0f} points"
-            return {"rule": "win_rate", "text": f"the judge’s win rate over the start has fallen, {points}"}
-        budget = self.config.kl_budget
-        if budget is not None and self.kl and np.mean(self.kl) > budget:
-            text = f"KL is {np.mean(self.kl):.1f} nats a completion, over its budget of {budget:g}"
-            return {"rule": "kl", "text": text}
-        return None
-
     @property
     def stop(self) -> bool:
         return self.alarm is not None and self.config.act != "warn"
 
-    def chosen(self) -> int | None:
-        """The version that the audits say is best, 0 for the start; None where there are none."""
-        audited = [c for c in self.checks if c.audited]
-        if not audited:
-            return None
-        rates = [float(np.mean(c.audited)) for c in audited]
-        return best_check([c.step for c in audited], rates, [len(c.audited) for c in audited])
+    def finalists(self) -> list[int]:
+        """Where an alarm goes back: the kept versions on which the labels that are left are spent."""
+        if not (self.alarm and self.judge and self.config.act == "back"):
+            return []
+        return sorted({*range(self.config.every, self.alarm["step"], self.config.every), self.alarm["step"]})
+
+    def audit_again(self, step: int, run: Run) -> None:
+        """Spends on the finalist `step`, whose weights the policy has now, its share of the labels that are left."""
+        left = [s for s in self.finalists() if s >= step]
+        spent = sum(len(c.audited) for c in self.checks)
+        more = self._audit(step, (self.config.labels - spent) // len(left), [], run, again=True)
+        known = next((c for c in self.checks if c.step == step), None)
+        if known is None:
+            self.checks = sorted([*self.checks, more], key=lambda c: c.step)
+        else:
+            known.asked += more.asked
+            known.predicted += more.predicted
+            known.audited += more.audited
 
     def delivered(self) -> int | None:
-        """The version that `act` delivers; None for the last one."""
-        if self.config.act != "back":
+        """The version that an alarm goes back to, 0 for the start; None for the last one."""
+        if not self.alarm or self.config.act != "back":
             return None
-        if self.judge:
-            return self.chosen()
-        return self.alarm["step"] - self.config.every if self.alarm else None
+        audited = [c for c in self.checks if c.audited]
+        if not audited:
+            return max(s for s in range(0, self.alarm["step"], self.config.every))
+        rates = [float(np.mean(c.audited)) for c in audited]
+        return best_check([c.step for c in audited], rates, [len(c.audited) for c in audited])
 
     # resume, and the closing record
 
@@ -306,6 +336,7 @@ class Watcher:
         return {
             "alarm": self.alarm,
             "act": self.config.act,
+            "kl_budget": self.budget,
             "labels": sum(len(c.audited) for c in self.checks),
             "asked": sum(c.asked for c in self.checks),
             "checks": [

@@ -76,7 +76,8 @@ def load_reward(
 
 
 def recorded(folder: str | Path) -> dict[str, Any]:
-    """What a reward model's config.json says of it: {score_mean, score_std, n, start}, empty of others' models."""
+    """What a reward model's config.json says of it: {score_mean, score_std, n, start, answers: how many different ones
+    it was trained on}, empty of others' models."""
     return getattr(AutoConfig.from_pretrained(str(folder)), "trueup", None) or {}
 
 

@@ -202,10 +202,12 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         watcher.begin(train, players.missing_eos_score)
 
     order = Order(len(train), config.batch // config.samples, config.seed)
+    done = run.first
     for step in run.steps(config.steps, watch=("score", "audit", "kl", "length", "end_rate")):
         watched = look(config, players, step, run)
         if watcher and watcher.stop:
-            run.log(step, **watched)
+            if watched:
+                run.log(step, **watched)
             break
         asked = [train[i] for i in order.at(step) for _ in range(config.samples)]
         rollout = make_rollout(config, players, asked, step, kl.value)
@@ -215,7 +217,7 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         metrics = update(config, players, rollout, step, kl.value)
         metrics |= describe_rollout(rollout, kl.value, config.samples)
         if watcher:
-            metrics |= watched | watcher.follow(rollout)
+            metrics |= watched | watcher.follow(step, rollout, run)
         if players.baseline.value is not None:
             metrics["baseline"] = players.baseline.value
         kl.update(metrics["kl"], config.batch)
@@ -226,6 +228,7 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         if step + 1 in config.snapshots:
             run.write(f"snapshots/{step + 1}", partial(save_weights, players.policy.net.model, chat=chat))
         run.log(step, **metrics)
+        done = step + 1
         rows = samples(rollout, config.show, metrics["kl_coef"])
         run.show(step, rows)
         if rows and step % config.say_every == 0:
@@ -236,9 +239,12 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         if best.stop:
             run.say(f"stopped early: nothing better on held-out prompts since step {best.step}")
             break
-    done = step if watcher and watcher.stop else step + 1
     if watcher and done == config.steps:
         run.log(done, **look(config, players, done, run))
+    if watcher:
+        for version in watcher.finalists():
+            load_weights(players.policy.net.model, run.folder / "snapshots" / str(version))
+            watcher.audit_again(version, run)
     mesh.barrier()
     kept, delivered = done - 1, watcher.delivered() if watcher else None
     if best.step is not None:
@@ -265,11 +271,11 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
 
 def look(config: PPOConfig, players: Players, step: int, run: Run) -> dict[str, float]:
     """The alarm's check of the policy after `step` updates, where one is due. Where it may go back, the policy is kept
-    at each, and before the first step."""
+    at each, before the first step, and where an alarm was set off."""
     watcher = players.watcher
-    if not watcher or (step and not watcher.due(step)):
+    if not watcher:
         return {}
-    if watcher.config.act == "back":
+    if watcher.config.act == "back" and (watcher.due(step) or not step or watcher.stop):
         run.write(f"snapshots/{step}", partial(save_weights, players.policy.net.model, chat=players.chat))
     return watcher.check(step, run)
 
@@ -281,8 +287,6 @@ def refuse(config: PPOConfig) -> None:
             raise UserError("held_out and watch.act=back both choose the policy that is kept: leave one out")
         if watch.every > config.steps:
             raise UserError(f"watch.every ({watch.every}) is beyond the last step ({config.steps}): nothing is checked")
-        if not watch.judge and watch.kl_budget is None and watch.act != "warn":
-            raise UserError(f"watch.act={watch.act} needs what can set off the alarm: watch.judge or watch.kl_budget")
         if watch.judge == config.scorer or watch.heldout == config.scorer:
             raise UserError("watch.judge and watch.heldout must not be what is optimized (scorer)")
     if config.sampling.top_k or config.sampling.top_p < 1 or config.sampling.greedy:

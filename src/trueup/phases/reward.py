@@ -118,7 +118,8 @@ def run_phase(config: RewardConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     )
 
     normalization = normalize(config, net, mesh, chat, rows, models)
-    about = {"trueup": {**normalization, "start": start}}
+    answers = {(p.preference.prompt.id, c.text) for p in rows for c in (p.preference.chosen, p.preference.rejected)}
+    about = {"trueup": {**normalization, "start": start, "answers": len(answers)}}
     run.write("final", partial(save_checked, model, chat=chat, extra_config=about))
     report = {}
     if valid:
