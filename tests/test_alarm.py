@@ -1,0 +1,87 @@
+"""Gate G10: when gold is lost, when a signal fires, what a way to choose a version keeps; and the whole, tiny."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts import alarm
+from tests.toy import constant
+
+
+def test_when_a_quarter_of_the_gain_is_lost():
+    gold = {0: 0.5, 10: 0.7, 20: 0.9, 30: 0.85, 40: 0.75, 50: 0.2}
+    # The bar is .9 - .25 x .4 = .8: half of the way from .85 at 30 to .75 at 40.
+    assert alarm.lost_at(gold, 0.9) == pytest.approx(35)
+    assert alarm.lost_at({0: 0.5, 10: 0.9, 20: 0.81}, 0.9) is None
+    # A lower peak, read on the other half of the prompts, lowers the bar: .7 - .05 = .65, between .75 and .2.
+    assert alarm.lost_at(gold, 0.7) == pytest.approx(40 + 10 * 0.1 / 0.55)
+    # Before its best version nothing is lost; a bar that the best version itself does not reach is passed there.
+    assert alarm.lost_at({0: 0.5, 10: 0.4, 20: 0.9, 30: 0.88}, 0.9) is None
+    assert alarm.lost_at({0: 0.5, 10: 0.6, 20: 0.5}, 0.7) == 10
+
+
+def test_stopping_early_on_the_audits():
+    rates = [0.6, 0.7, 0.65, 0.6, 0.9]
+    assert alarm.early([(10 * (i + 1), r, 20) for i, r in enumerate(rates)]) == 20  # two without a better one
+    assert alarm.early([(10, 0.4, 20), (20, 0.45, 20), (30, 0.9, 20)]) == 0
+
+
+def test_rules_of_the_signals():
+    rows = [{"step": s, "kl": float(s), "entropy": 1.0 if s < 10 else 0.2, "heldout_gain": 1.0} for s in range(20)]
+    rules = alarm.SIGNALS
+    assert rules["KL above 6 nats"](rows) == 9  # the mean of 5 to 9 is 7, that of 4 to 8 is 6
+    assert rules["entropy: half of the start's"](rows) == 13  # (1 + 4 x .2)/5 at 13, (2 + 3 x .2)/5 at 12
+    assert rules["held-out gain .25 s.d. below its best"](rows) is None
+    assert rules["length 1 s.d. from the start's"](rows) is None
+    for row in rows[8:]:
+        row |= {"heldout_gain": 0.0, "alarm": float(row["step"] >= 15), "gain/a": 0.1, "gain/b": -0.5}
+    assert rules["held-out gain .25 s.d. below its best"](rows) == 9
+    assert rules[alarm.ALARM](rows) == 15
+    assert rules["a category's score .25 s.d. below the start's"](rows) == 12
+
+
+def run(lost, fired, rule="gap"):
+    return {
+        "lost": lost,
+        "fired": {name: fired for name in (*alarm.SIGNALS, alarm.OWN_KL)},
+        "share": {alarm.BACK: 0.9, "last": -1.0},
+    }
+
+
+def test_the_table_counts_what_is_in_time_and_what_is_false():
+    found = {i: {"free": run(30.0, 20), "default": run(None, None)} for i in range(40)}
+    for i in range(2):
+        found[i] = {"free": run(30.0, 31), "default": run(None, 10)}
+    found[40] = {"free": run(None, 5), "default": run(50.0, 10)}  # never turned over; turned over at the default
+    text = alarm.tables(found)
+    assert "41 free runs, 40 of which turned over; 41 at the default coefficient, 40 of which stayed healthy" in text
+    assert "| the alarm | 38 of 40 [0.83, 0.99] | 10 | 2 of 40 [0.01, 0.17] |" in text
+    assert "G10: in time INCONCLUSIVE, false alarms INCONCLUSIVE" in text
+    assert f"| {alarm.BACK} | 0.90 | 0.90 | 0.90 | 0.90 |" in text
+    for i in range(2):
+        found[i] = found[5]
+    assert "G10: in time PASS, false alarms PASS" in alarm.tables(found)
+    assert "G10: in time FAIL" in alarm.tables({i: {"free": run(30.0, None)} for i in range(40)})
+
+
+@pytest.mark.long
+def test_a_seed_from_the_start_to_its_grades(tmp_path, monkeypatch):
+    """A KL budget that any step passes: the alarm is set off, PPO is run again to go back."""
+    over = {
+        "sft": {"train": {"epochs": 4, "batch": 16, "optim": constant(3e-3)}},
+        "ppo": {
+            "steps": 8,
+            "watch": {"judge": "scripts.alarm:others", "every": 2, "labels": 40, "kl_budget": 1e-3},
+            "snapshots": [2, 4, 6, 8],
+        },
+        "trace": {"limit": 16, "samples": 2},
+    }
+    found = alarm.one_seed("planted", 0, tmp_path, ["free"], run=True, over=over)
+    assert set(found) == {"free"} and found["free"]["fired"][alarm.ALARM] == 4 and found["free"]["rule"] == "kl"
+    assert set(found["free"]["gold"]) == {0, 2, 4, 6, 8} and found["free"]["kept"]["last"] == 8
+    assert found["free"]["kept"][alarm.BACK] in (0, 2, 4, 5) and alarm.BACK in found["free"]["share"]
+    again = alarm.one_seed("planted", 0, tmp_path, ["free"], run=False, over=over)
+    assert json.dumps(again) == json.dumps(found)
+    assert "the alarm" in alarm.tables({0: found})
