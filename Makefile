@@ -24,9 +24,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
 
-# What the long tests need from Debian: a browser.
+# What the tests need from Debian: a browser, and PostgreSQL for the store.
 system:
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium postgresql
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.models_made import make_model
+from tests.postgres import new_database, server
 from tests.shared import ABSENT
 from tests.toy import make_toy
 
@@ -52,6 +53,21 @@ def call(monkeypatch, capsys):
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The URL of a PostgreSQL server, started for these tests."""
+    with server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request, tmp_path):
+    """Where a store may be: a path, then a URL."""
+    if request.param == "sqlite":
+        return tmp_path / "deep" / "preferences.sqlite"
+    return new_database(request.getfixturevalue("postgres"))
 
 
 @pytest.hookimpl(wrapper=True)

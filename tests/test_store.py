@@ -6,19 +6,28 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from tests.postgres import new_database
 from trueup.records import Comparison, Completion, Prompt, UserError
-from trueup.store import Judged, Store, as_row
+from trueup.store import Asked, Judged, Store, as_row, tables
+from trueup.store.tables import demonstrations, items
+
+DATA = Path(__file__).parent / "data"
 
 PAIR = Comparison(Prompt.of("2 + 2?", category="sums"), (Completion("four"), Completion("five or so", "length")))
 ROW = Judged(PAIR, 0.8, "ann", "human", "batch 1", "2026-01-02T03:04:05+00:00", strength=0.5, note="sure")
 
 
+EMPTY = dict.fromkeys(("prompts", "completions", "comparisons", "preferences", "demonstrations"), 0)
+
+
 @pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "deep" / "preferences.sqlite")
+def store(place):
+    store = Store(place)
     yield store
     store.close()
 
@@ -30,7 +39,7 @@ def test_what_goes_in_comes_out(store):
     assert replace(one, id=0) == ROW and one.comparison.prompt.category == "sums"
     assert one.comparison.completions[1].stop == "length"
     assert replace(two, id=0) == other and two.meta == {"gold_margin": -0.25}
-    assert store.count() == {"prompts": 1, "completions": 2, "comparisons": 1, "preferences": 2}
+    assert store.count() == {**EMPTY, "prompts": 1, "completions": 2, "comparisons": 1, "preferences": 2}
 
 
 def test_the_same_verdict_again_is_not_added(store):
@@ -59,7 +68,7 @@ def test_a_correction_is_a_new_row_that_names_the_old_one(store):
 def test_all_or_none(store):
     with pytest.raises(UserError, match="of another comparison"):
         store.append([ROW, replace(ROW, rater="bob", supersedes=77)])
-    assert store.count() == dict.fromkeys(("prompts", "completions", "comparisons", "preferences"), 0)
+    assert store.count() == EMPTY
 
 
 @pytest.mark.parametrize(
@@ -77,13 +86,108 @@ def test_what_makes_no_sense_is_refused(store, change, said):
         store.append([replace(ROW, **change)])
 
 
-@pytest.mark.parametrize("table", ["prompts", "completions", "comparisons", "preferences"])
+def test_a_verdict_can_be_withdrawn(store):
+    store.append([ROW])
+    gone = replace(ROW, supersedes=store.preferences()[0].id, withdrawn=True)
+    assert store.append([gone]) == 1
+    assert store.preferences() == [] and [j.withdrawn for j in store.preferences(history=True)] == [False, True]
+    with pytest.raises(UserError, match="what is withdrawn must be named"):
+        store.append([replace(ROW, withdrawn=True, rater="bob")])
+
+
+@pytest.mark.parametrize("table", ["prompts", "completions", "comparisons", "preferences", "demonstrations", "log"])
 def test_the_database_itself_refuses_to_edit(store, table):
     store.append([ROW])
-    with sqlite3.connect(store.path) as db:
-        for command in (f"UPDATE {table} SET id = id", f"DELETE FROM {table}"):
-            with pytest.raises(sqlite3.IntegrityError, match=f"{table} are appended, never edited"):
-                db.execute(command)
+    with store.writing() as db:
+        store.note(db, "ann", "looked")
+        values = {"prompt": PAIR.prompt.id, "text": "4", "rater": "ann", "kind": "human", "time": "now"}
+        db.execute(demonstrations.insert().values(**values))
+    commands = [f"UPDATE {table} SET id = id", f"DELETE FROM {table}"]
+    for command in [*commands, *([f"TRUNCATE {table} CASCADE"] if store.remote else [])]:
+        with pytest.raises(sa.exc.DBAPIError, match="are appended, never edited"), store.writing() as db:
+            db.exec_driver_sql(command)
+
+
+def test_people_are_asked_a_comparison_once(store):
+    more = Asked(
+        Comparison(Prompt.of("3 + 3?"), PAIR.completions), gold=1.0, sensitive=True, meta={"models": ["a", "b"]}
+    )
+    assert store.ask([Asked(PAIR, wanted=3), more], "batch 1") == 2
+    assert store.ask([Asked(PAIR, wanted=2), more], "batch 1") == 0
+    assert store.ask([Asked(PAIR)], "batch 2") == 1
+    with store.reading() as db:
+        rows = db.execute(sa.select(items).order_by(items.c.id)).all()
+    assert [(r.wanted, r.open, r.gold, r.sensitive) for r in rows] == [
+        (3, True, None, False),
+        (1, False, 1.0, True),
+        (1, True, None, False),
+    ]
+    assert rows[1].meta == {"models": ["a", "b"]}
+    with pytest.raises(UserError, match="wanted 0"):
+        store.ask([Asked(PAIR), Asked(PAIR, wanted=0)], "batch 3")
+    assert store.count()["comparisons"] == 3
+
+
+def test_a_store_of_schema_1_is_brought_up_to_date(tmp_path):
+    """As users have it on their disks; its verdicts are there still, and its tables are those of a new store."""
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    with sqlite3.connect(old) as db:
+        db.executescript((DATA / "store-schema-1.sql").read_text())
+    Store(new).close()
+    store = Store(old)
+    assert [(j.rater, j.p) for j in store.preferences()] == [("ann", 0.1), ("bob", 0.5)]
+    assert store.append([replace(ROW, rater="cid")]) == 1 and store.append([replace(ROW, rater="cid")]) == 0
+    assert store.ask([Asked(PAIR)], "batch 1") == 1
+    store.close()
+    assert shape(old) == shape(new)
+
+
+def shape(path):
+    """Every table's columns, every index and every trigger."""
+    with sqlite3.connect(path) as db:
+        names = [n for (n,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        columns = {
+            n: db.execute(f"SELECT name, type, \"notnull\", pk FROM pragma_table_info('{n}')").fetchall() for n in names
+        }
+        others = db.execute("SELECT type, name, tbl_name FROM sqlite_master WHERE type != 'table'").fetchall()
+    return columns, sorted(others)
+
+
+def test_a_step_that_fails_leaves_the_old_store(tmp_path, monkeypatch):
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript((DATA / "store-schema-1.sql").read_text())
+    before = shape(path)
+
+    def fails(db, step=tables.STEPS[0]):
+        step(db)
+        raise RuntimeError("cut off")
+
+    monkeypatch.setattr(tables, "STEPS", (fails,))
+    with pytest.raises(RuntimeError, match="cut off"):
+        Store(path)
+    assert shape(path) == before
+    monkeypatch.undo()
+    assert len(Store(path).preferences()) == 2
+
+
+def test_a_newer_store_is_refused(store, place):
+    with store.writing() as db:
+        db.execute(tables.about.update().values(schema=99))
+    with pytest.raises(UserError, match=f"a store of schema 99; this version reads up to {tables.SCHEMA}"):
+        Store(place)
+
+
+def test_a_url_that_is_no_store(postgres):
+    with pytest.raises(UserError, match=r"sqlite\+x://h/d: a store is a file's path, or postgresql://host/database"):
+        Store("sqlite+x://h/d")
+    with pytest.raises(UserError, match=r"postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/d: not a preference store"):
+        Store("postgresql://me:secret@127.0.0.1:1/d")
+    url = new_database(postgres)
+    store = Store(url)
+    with pytest.raises(UserError, match=r"cannot hold the character U\+0000"):
+        store.append([replace(ROW, note="a\0b")])
+    store.close()
 
 
 def test_another_file_is_no_store(tmp_path):
@@ -104,7 +208,7 @@ def test_rows_in_the_ecosystem_s_columns():
     assert as_row(ROW)["chosen"] == "four"
 
 
-def test_two_writers_lose_nothing(tmp_path):
+def test_two_writers_lose_nothing(place):
     """Two processes append at the same time; each verdict is there once."""
     code = """
 import sys
@@ -113,16 +217,15 @@ sys.path.insert(0, sys.argv[3])
 from tests.test_store import ROW
 from trueup.store import Store
 store = Store(sys.argv[1])
-for i in range(40):
+for i in range(20):
     store.append([replace(ROW, rater=f"{sys.argv[2]} {i}")])
+    store.append([replace(ROW, rater=f"both {i}")])
 """
-    from pathlib import Path
-
     root = str(Path(__file__).parents[1])
-    Store(tmp_path / "s.sqlite").close()
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s.sqlite"), name, root]) for name in ("a", "b")
-    ]
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(place), name, root]) for name in ("a", "b")]
     assert [w.wait(60) for w in writers] == [0, 0]
-    store = Store(tmp_path / "s.sqlite")
-    assert sorted(j.rater for j in store.preferences()) == sorted(f"{n} {i}" for n in "ab" for i in range(40))
+    store = Store(place)
+    assert sorted(j.rater for j in store.preferences()) == sorted(
+        f"{n} {i}" for n in ("a", "b", "both") for i in range(20)
+    )
+    store.close()

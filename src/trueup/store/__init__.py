@@ -1,0 +1,366 @@
+"""The preference store: prompts, completions, comparisons, what raters are asked and what they said. No torch.
+
+    prompts         id (the hash of the content), messages, meta
+    completions     id (the hash of prompt, text and reason for stopping), text, stop
+    comparisons     a pair of completions in the order shown, and `origin`: which stage or batch asked for it
+    preferences     one rater's verdict: p that the first is better, strength, tie, both bad, rater, kind, time, and the
+                    row that it supersedes
+    demonstrations  a reply that a rater wrote, or holds to be ideal
+    items           comparisons that people are asked, how often, how soon; known answers
+    assignments     who was lent which item until when, which side was shown first, and how it ended
+    raters          who may label: role, what they are, password's hash; sessions: who is signed in
+    log             what happened, by whom, when
+
+One SQLite file (WAL), or a PostgreSQL database where the store's name is its URL. What was said (prompts, completions,
+comparisons, preferences, demonstrations, log) is never edited or deleted, and the database refuses both: a correction
+is a new row that names the old one, which from then on is history and no label; a row may also withdraw one. `append`
+is one transaction; verdicts that are there already (the same origin, comparison, rater and round of asking) are not
+added again, so that a stage that was cut off can be run again. One writer writes at a time, in both databases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from trueup.records import Comparison, Completion, Demonstration, Message, Prompt, UserError
+from trueup.store.tables import (
+    APPEND_ONLY,
+    SCHEMA,
+    about,
+    comparisons,
+    completions,
+    demonstrations,
+    items,
+    log,
+    make,
+    meta,
+    migrate,
+    preferences,
+    prompts,
+)
+
+Kind = Literal["human", "ai", "gold", "simulated"]
+WRITER = 0x7275_6575
+"""The advisory lock that a writer to PostgreSQL holds; any number that other programs do not use."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict on a comparison. `p`: probability that the first completion is better; `strength` in [0, 1], how much
+    better, where the rater said; `assignment` is the asking that it answers, where the queue asked; `withdrawn` takes
+    back the verdict that it supersedes and puts none in its place; `id` is the store's own, 0 before it is stored."""
+
+    comparison: Comparison
+    p: float
+    rater: str
+    kind: Kind
+    origin: str
+    time: str
+    strength: float | None = None
+    tie: bool = False
+    both_bad: bool = False
+    note: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    supersedes: int | None = None
+    assignment: int | None = None
+    withdrawn: bool = False
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A comparison that people are to be asked: `wanted` raters, the higher priority the sooner. `gold`: the known
+    answer, as p that the first is better, with what a rater is told of it; `sensitive`: only for who opted in. `meta`
+    (which models answered, what an AI thinks) is never shown to a rater."""
+
+    comparison: Comparison
+    wanted: int = 1
+    priority: float = 0.0
+    gold: float | None = None
+    explanation: str = ""
+    sensitive: bool = False
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """The store at `place`: a path, or postgresql://[user[:password]@]host/database; made where there is none.
+
+    Raises UserError where the place is something else, or newer than this version. An older one is brought up to date.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.url = _url(place)
+        self.name = self.url.render_as_string() if self.remote else str(place)
+        self.path = None if self.remote else Path(place)
+        self._lock = threading.Lock()
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._engine = sa.create_engine(self.url, pool_size=16, max_overflow=64)
+        except ModuleNotFoundError:
+            raise UserError(f"{self.name}: PostgreSQL needs its driver: pip install 'trueup[label]'") from None
+        if not self.remote:
+            sa.event.listen(self._engine, "connect", _pragmas)
+            sa.event.listen(self._engine, "begin", _begin)
+        try:
+            self._prepare()
+        except sa.exc.DBAPIError as error:
+            why = str(error.orig).strip().splitlines()[0]
+            raise UserError(f"{self.name}: not a preference store: {why}") from None
+
+    @property
+    def remote(self) -> bool:
+        return self.url.get_backend_name() != "sqlite"
+
+    def _prepare(self) -> None:
+        with self.writing() as db:
+            tables = sa.inspect(db).get_table_names()
+            if tables and "about" not in tables:
+                raise UserError(f"{self.name}: not a preference store: another program's tables ({', '.join(tables)})")
+            if not tables:
+                make(db)
+            found = db.execute(sa.select(about.c.schema)).scalar_one()
+            if found > SCHEMA:
+                raise UserError(f"{self.name}: a store of schema {found}; this version reads up to {SCHEMA}")
+            if found < SCHEMA:
+                migrate(db, found)
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that no other writer can come between, neither of this process nor of another. All or none."""
+        with self._lock, self._engine.connect().execution_options(writes=True) as db, db.begin():
+            if self.remote:
+                db.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER)))
+            yield db
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        with self._engine.connect() as db:
+            yield db
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that leaves a row alone that is there."""
+        made = postgresql.insert(table) if self.remote else sqlite.insert(table)
+        return made.on_conflict_do_nothing()
+
+    def append(self, judged: Iterable[Judged]) -> int:
+        """Adds verdicts, all or none, and returns how many were new. Raises UserError on one that makes no sense."""
+        rows = list(judged)
+        for row in rows:
+            _check(row)
+        with self.writing() as db:
+            return sum(self.add_verdict(db, row) for row in rows)
+
+    def ask(self, asked: Iterable[Asked], origin: str) -> int:
+        """Puts comparisons into the queue for people, all or none; returns how many were not there yet.
+
+        A comparison that is there already (the same pair, from the same origin) stays as it was asked first."""
+        new = 0
+        with self.writing() as db:
+            for row in asked:
+                if row.wanted < 1 or not math.isfinite(row.priority):
+                    raise UserError(f"a comparison for people: wanted {row.wanted}, priority {row.priority}")
+                if row.gold is not None and not 0 <= row.gold <= 1:
+                    raise UserError(f"a comparison with a known answer: p must be in [0, 1], not {row.gold!r}")
+                values = {
+                    "comparison": self.add_comparison(db, row.comparison, origin),
+                    "open": row.gold is None,
+                    **{n: getattr(row, n) for n in ("wanted", "priority", "gold", "explanation", "sensitive")},
+                    "meta": dict(row.meta),
+                }
+                new += len(db.execute(self.insert(items).values(**values).returning(items.c.id)).all())
+            self.note(db, "trueup", "asked", origin=origin, new=new)
+        return new
+
+    def add_comparison(self, db: sa.Connection, comparison: Comparison, origin: str) -> int:
+        """Within a caller's transaction: the comparison's id, new or old."""
+        if len(comparison.completions) != 2:
+            raise UserError(f"a comparison of {len(comparison.completions)} completions; people compare two")
+        prompt = self.add_prompt(db, comparison.prompt)
+        first, second = comparison.completions
+        ids = [completion_id(comparison.prompt, c) for c in (first, second)]
+        for i, c in zip(ids, (first, second), strict=True):
+            db.execute(self.insert(completions).values(id=i, prompt=prompt, text=self._text(c.text), stop=c.stop))
+        pair = {"first": ids[0], "second": ids[1], "origin": origin}
+        db.execute(self.insert(comparisons).values(prompt=prompt, **pair))
+        same = [comparisons.c[name] == value for name, value in pair.items()]
+        return db.execute(sa.select(comparisons.c.id).where(*same)).scalar_one()
+
+    def add_prompt(self, db: sa.Connection, prompt: Prompt) -> str:
+        for message in prompt.messages:
+            self._text(message["content"])
+        messages = [dict(m) for m in prompt.messages]
+        db.execute(self.insert(prompts).values(id=prompt.id, messages=messages, meta=dict(prompt.meta)))
+        return prompt.id
+
+    def _text(self, text: str) -> str:
+        if self.remote and "\0" in text:
+            raise UserError(f"{self.name}: PostgreSQL cannot hold the character U+0000, which a text here has")
+        return text
+
+    def add_verdict(self, db: sa.Connection, row: Judged) -> bool:
+        """Within a caller's transaction; False where it is there already."""
+        comparison = self.add_comparison(db, row.comparison, row.origin)
+        p = preferences
+        said = {"rater": row.rater, "supersedes": row.supersedes, "assignment": row.assignment}
+        same = [p.c.comparison == comparison, *(p.c[name].is_not_distinct_from(v) for name, v in said.items())]
+        if db.execute(sa.select(p.c.id).where(*same)).first():
+            return False
+        if row.supersedes is not None:
+            old = db.execute(sa.select(p.c.comparison).where(p.c.id == row.supersedes)).scalar()
+            if old != comparison:
+                raise UserError(
+                    f"{self.name}: preference {row.supersedes} is of another comparison, or not there: "
+                    "a correction names the verdict that it replaces"
+                )
+            if db.execute(sa.select(p.c.id).where(p.c.supersedes == row.supersedes)).first():
+                raise UserError(f"{self.name}: preference {row.supersedes} has been corrected before")
+        elif row.withdrawn:
+            raise UserError(f"rater '{row.rater}': what is withdrawn must be named")
+        names = ("p", "strength", "tie", "both_bad", "kind", "time", "withdrawn")
+        values = {**said, **{name: getattr(row, name) for name in names}, "note": self._text(row.note)}
+        db.execute(p.insert().values(comparison=comparison, **values, meta=dict(row.meta)))
+        return True
+
+    def note(self, db: sa.Connection, who: str, what: str, **details: Any) -> None:
+        """A line of the log, within a caller's transaction."""
+        db.execute(log.insert().values(time=time.time(), who=who, what=what, details=details))
+
+    def preferences(self, *, history: bool = False, origins: Sequence[str] | None = None) -> list[Judged]:
+        """Verdicts in the order of appending; those that a later row supersedes or withdraws only with `history`."""
+        c, p, first, second = comparisons, preferences, completions.alias("a"), completions.alias("b")
+        columns = [
+            *(p.c[n] for n in SAID),
+            c.c.origin,
+            prompts.c.messages,
+            prompts.c.meta.label("prompt_meta"),
+            *(side.c[n].label(f"{n}_{k}") for k, side in enumerate((first, second)) for n in ("text", "stop")),
+        ]
+        query = (
+            sa.select(*columns)
+            .join(c, p.c.comparison == c.c.id)
+            .join(prompts, c.c.prompt == prompts.c.id)
+            .join(first, c.c.first == first.c.id)
+            .join(second, c.c.second == second.c.id)
+            .order_by(p.c.id)
+        )
+        if not history:
+            later = preferences.alias("later")
+            query = query.where(~p.c.withdrawn, ~sa.exists().where(later.c.supersedes == p.c.id))
+        if origins is not None:
+            query = query.where(c.c.origin.in_(origins))
+        with self.reading() as db:
+            return [_judged(row) for row in db.execute(query).mappings()]
+
+    def demonstrations(self) -> list[tuple[Demonstration, str, Kind]]:
+        """What raters wrote, with who wrote it and what that rater is, in the order of appending."""
+        d = demonstrations
+        query = sa.select(d.c.text, d.c.rater, d.c.kind, prompts.c.messages, prompts.c.meta)
+        query = query.join(prompts, d.c.prompt == prompts.c.id).order_by(d.c.id)
+        with self.reading() as db:
+            rows = db.execute(query).all()
+        return [(Demonstration(as_prompt(r.messages, r.meta), r.text), r.rater, r.kind) for r in rows]
+
+    def count(self) -> dict[str, int]:
+        """Rows of each table of what was asked and said."""
+        with self.reading() as db:
+            return {
+                name: db.execute(sa.select(sa.func.count()).select_from(meta.tables[name])).scalar_one()
+                for name in APPEND_ONLY
+                if name != "log"
+            }
+
+
+SAID = (
+    *("id", "p", "strength", "tie", "both_bad", "rater", "kind", "time", "note", "meta"),
+    *("supersedes", "assignment", "withdrawn"),
+)
+"""Columns of `preferences` that are fields of `Judged` under the same name."""
+
+
+def as_row(judged: Judged) -> dict[str, Any]:
+    """A verdict in the ecosystem's columns, `chosen` and `rejected`; a tie has label 1/2."""
+    first, second = judged.comparison.completions
+    swap = judged.p < 0.5
+    chosen, rejected = (second, first) if swap else (first, second)
+    gold = judged.meta.get("gold_margin")
+    return {
+        "prompt": [dict(m) for m in judged.comparison.prompt.messages],
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "label": 1 - judged.p if swap else judged.p,
+        "rater": judged.rater,
+        "category": judged.comparison.prompt.category,
+        "chosen_ended": chosen.ended,
+        "rejected_ended": rejected.ended,
+        **({} if gold is None else {"gold_margin": -gold if swap else gold}),
+    }
+
+
+def completion_id(prompt: Prompt, completion: Completion) -> str:
+    """Sixteen hex digits of the SHA-256 of what was asked and answered."""
+    content = json.dumps([prompt.id, completion.text, completion.stop], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _check(row: Judged) -> None:
+    if not (math.isfinite(row.p) and 0 <= row.p <= 1):
+        raise UserError(f"rater '{row.rater}': p must be in [0, 1], not {row.p!r}")
+    if row.kind not in get_args(Kind):
+        raise UserError(f"rater '{row.rater}': kind must be one of {', '.join(get_args(Kind))}, not {row.kind!r}")
+    if len(row.comparison.completions) != 2:
+        raise UserError(f"rater '{row.rater}': a verdict is on two completions, not {len(row.comparison.completions)}")
+    if row.tie and row.p != 0.5:
+        raise UserError(f"rater '{row.rater}': a tie has p = 1/2, not {row.p!r}")
+
+
+def as_prompt(messages: Iterable[Mapping[str, Any]], meta: Mapping[str, Any]) -> Prompt:
+    return Prompt(tuple(Message(role=m["role"], content=m["content"]) for m in messages), meta)
+
+
+def _judged(row: sa.RowMapping) -> Judged:
+    prompt = as_prompt(row["messages"], row["prompt_meta"])
+    answers = tuple(Completion(row[f"text_{k}"], row[f"stop_{k}"]) for k in (0, 1))
+    return Judged(comparison=Comparison(prompt, answers), **{name: row[name] for name in (*SAID, "origin")})
+
+
+def _url(place: str | Path) -> sa.URL:
+    text = str(place)
+    if "://" not in text:
+        return sa.URL.create("sqlite", database=text)
+    try:
+        url = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise UserError(f"{text.split('://')[0]}://...: not a URL of a database") from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise UserError(f"{url.render_as_string()}: a store is a file's path, or postgresql://host/database")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _pragmas(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin by itself: it would leave table changes out
+    cursor = connection.cursor()
+    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    """A writer takes its turn at once: two who read first and write then could not both go on."""
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
