@@ -85,10 +85,10 @@ def server() -> Iterator[str]:
 
 
 def new_database(url: str) -> str:
-    """The URL of an empty database on the server at `url`."""
+    """The URL of an empty place on the server at `url`: a schema, which is made and removed faster than a database."""
     name = f"t{uuid4().hex[:12]}"
     engine = sa.create_engine(f"{url}/postgres".replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT")
     with engine.connect() as db:
-        db.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        db.exec_driver_sql(f"CREATE SCHEMA {name}")
     engine.dispose()
-    return f"{url}/{name}"
+    return f"{url}/postgres?options=-csearch_path%3D{name}"

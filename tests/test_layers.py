@@ -30,6 +30,7 @@ MAY = {
     "phases": GROUND | {"math", "data", "models", "engine", "scorers", "judges", "watch"},
     "evaluate": GROUND | {"math", "data", "models", "engine", "scorers", "judges"},
     "report": GROUND,
+    "label": GROUND | {"data"},
     "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
@@ -39,7 +40,21 @@ MAY = {
     "recipe": GROUND | {"engine", "track", "world"},
     "plan": GROUND | {"data", "models", "engine", "scorers", "phases", "recipe", "world"},
     "study": {*GROUND, "recipe", "engine", "scorers", "evaluate", "report"},
-    "cli": {*GROUND, "recipe", "plan", "study", "report", "chat", "export", "check", "init", "data", "world", "engine"},
+    "cli": {
+        *GROUND,
+        "recipe",
+        "plan",
+        "study",
+        "report",
+        "chat",
+        "export",
+        "check",
+        "init",
+        "data",
+        "world",
+        "engine",
+        "label",
+    },
 }
 
 
@@ -74,7 +89,18 @@ def test_a_phase_imports_no_other_phase():
         assert not [n for n in imported(file) if n.startswith("phases")], file
 
 
-@pytest.mark.parametrize("module", ["trueup.report", "trueup.world", "trueup.recipe", "trueup.records", "trueup.store"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "trueup.report",
+        "trueup.world",
+        "trueup.recipe",
+        "trueup.records",
+        "trueup.store",
+        "trueup.label.queue",
+        "trueup.label.accounts",
+    ],
+)
 def test_starts_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert (

@@ -217,7 +217,7 @@ sys.path.insert(0, sys.argv[3])
 from tests.test_store import ROW
 from trueup.store import Store
 store = Store(sys.argv[1])
-for i in range(20):
+for i in range(10):
     store.append([replace(ROW, rater=f"{sys.argv[2]} {i}")])
     store.append([replace(ROW, rater=f"both {i}")])
 """
@@ -226,6 +226,6 @@ for i in range(20):
     assert [w.wait(60) for w in writers] == [0, 0]
     store = Store(place)
     assert sorted(j.rater for j in store.preferences()) == sorted(
-        f"{n} {i}" for n in ("a", "b", "both") for i in range(20)
+        f"{n} {i}" for n in ("a", "b", "both") for i in range(10)
     )
     store.close()

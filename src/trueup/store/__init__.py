@@ -241,7 +241,9 @@ class Store:
         """A line of the log, within a caller's transaction."""
         db.execute(log.insert().values(time=time.time(), who=who, what=what, details=details))
 
-    def preferences(self, *, history: bool = False, origins: Sequence[str] | None = None) -> list[Judged]:
+    def preferences(
+        self, *, history: bool = False, origins: Sequence[str] | None = None, ids: Sequence[int] | None = None
+    ) -> list[Judged]:
         """Verdicts in the order of appending; those that a later row supersedes or withdraws only with `history`."""
         c, p, first, second = comparisons, preferences, completions.alias("a"), completions.alias("b")
         columns = [
@@ -260,10 +262,11 @@ class Store:
             .order_by(p.c.id)
         )
         if not history:
-            later = preferences.alias("later")
-            query = query.where(~p.c.withdrawn, ~sa.exists().where(later.c.supersedes == p.c.id))
+            query = query.where(*live())
         if origins is not None:
             query = query.where(c.c.origin.in_(origins))
+        if ids is not None:
+            query = query.where(p.c.id.in_(ids))
         with self.reading() as db:
             return [_judged(row) for row in db.execute(query).mappings()]
 
@@ -291,6 +294,12 @@ SAID = (
     *("supersedes", "assignment", "withdrawn"),
 )
 """Columns of `preferences` that are fields of `Judged` under the same name."""
+
+
+def live(p: Any = preferences) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    """What holds of a verdict that is no history."""
+    later = preferences.alias()
+    return ~p.c.withdrawn, ~sa.exists().where(later.c.supersedes == p.c.id)
 
 
 def as_row(judged: Judged) -> dict[str, Any]:
@@ -353,7 +362,6 @@ def _url(place: str | Path) -> sa.URL:
 
 
 def _pragmas(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin by itself: it would leave table changes out
     cursor = connection.cursor()
     for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")

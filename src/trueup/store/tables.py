@@ -52,7 +52,7 @@ preferences = sa.Table(
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("meta", sa.JSON, nullable=False),
     sa.Column("supersedes", sa.ForeignKey("preferences.id"), unique=True),
-    sa.Column("assignment", sa.Integer),
+    sa.Column("assignment", sa.Integer, index=True),
     sa.Column("withdrawn", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 ONE_VERDICT = sa.Index(
@@ -99,7 +99,7 @@ assignments = sa.Table(
     sa.Column("finished", sa.Float),
     sa.Column("reason", sa.Text, nullable=False, server_default=""),
     sa.UniqueConstraint("item", "rater", "round"),
-    sa.Index("assignments_of_rater", "rater", "state", "finished"),
+    sa.Index("assignments_of_rater", "rater", "state", "purpose", "finished"),
 )
 demonstrations = sa.Table(
     "demonstrations",
@@ -110,7 +110,7 @@ demonstrations = sa.Table(
     sa.Column("rater", sa.Text, nullable=False),
     sa.Column("kind", sa.String(10), nullable=False),
     sa.Column("time", sa.String(32), nullable=False),
-    sa.Column("assignment", sa.ForeignKey("assignments.id"), unique=True),
+    sa.Column("assignment", sa.ForeignKey("assignments.id")),
 )
 raters = sa.Table(
     "raters",
@@ -160,7 +160,8 @@ def _people(db: sa.Connection) -> None:
     """1 -> 2: what people are asked and say, their accounts, and the log."""
     db.exec_driver_sql("ALTER TABLE preferences ADD COLUMN assignment INTEGER")
     db.exec_driver_sql("ALTER TABLE preferences ADD COLUMN withdrawn BOOLEAN NOT NULL DEFAULT (0)")
-    ONE_VERDICT.create(db)
+    for index in preferences.indexes:
+        index.create(db, checkfirst=True)
     meta.create_all(db, tables=[items, assignments, demonstrations, raters, sessions, log])
     _guard(db, ("demonstrations", "log"))
 
