@@ -166,6 +166,30 @@ def start_of(text: str, most: int = 80) -> str:
     return repr(line if len(line) <= most else line[: most - 3] + "...")
 
 
+def visible(text: str, *, bidi: bool = True) -> str:
+    """Control characters made visible, so that no page or terminal obeys them: ␀ to ␟, and � for the rest of them and
+    for lone surrogates; without `bidi` for marks that turn the direction of writing, too."""
+    return "".join(_visible(c, bidi) for c in text)
+
+
+def safe(text: str) -> str:
+    """For a terminal, which must not obey what a model wrote."""
+    return visible(text, bidi=False)
+
+
+def _visible(c: str, bidi: bool) -> str:
+    code = ord(c)
+    if c in "\n\t" or 32 <= code < 127:
+        return c
+    if code < 32:
+        return chr(0x2400 + code)
+    hidden = code == 127 or 128 <= code < 160 or 0xD800 <= code < 0xE000 or (not bidi and code in BIDI)
+    return "\ufffd" if hidden else c
+
+
+BIDI = {0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+
+
 def is_local(name: str | Path) -> bool:
     """Whether a model's name is a place on this machine, there or not, and no Hub name (owner/name)."""
     text = str(name)

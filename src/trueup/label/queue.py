@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -130,12 +130,12 @@ class Queue:
         if done["onboarding"] < self.rules.onboarding and (item := self._gold(db, rater)) is not None:
             return self._lend(db, item, who, "onboarding", now)
         usual = done["label"] + done["repeat"]
-        if self.rules.gold_every and usual >= self.rules.gold_every * (done["gold"] + 1):
-            if (item := self._gold(db, rater)) is not None:
-                return self._lend(db, item, who, "gold", now)
-        if self.rules.repeat_every and done["label"] >= self.rules.repeat_every * (done["repeat"] + 1):
-            if (item := self._seen_long_ago(db, rater)) is not None:
-                return self._lend(db, item, who, "repeat", now)
+        gold_due = self.rules.gold_every and usual >= self.rules.gold_every * (done["gold"] + 1)
+        if gold_due and (item := self._gold(db, rater)) is not None:
+            return self._lend(db, item, who, "gold", now)
+        repeat_due = self.rules.repeat_every and done["label"] >= self.rules.repeat_every * (done["repeat"] + 1)
+        if repeat_due and (item := self._seen_long_ago(db, rater)) is not None:
+            return self._lend(db, item, who, "repeat", now)
         if (item := self._needed(db, who, now)) is not None:
             return self._lend(db, item, who, "label", now)
         return Nothing("done")
@@ -257,8 +257,7 @@ class Queue:
                     return "again"
                 origin, who = self._origin(db, lent.item), self._rater(db, rater)
                 task = self._task(db, assignment)
-                gone = _judged(task, Answer(), who, origin, now, old)
-                self.store.add_verdict(db, Judged(**{**gone.__dict__, "withdrawn": True}))
+                self.store.add_verdict(db, replace(_judged(task, Answer(), who, origin, now, old), withdrawn=True))
             values = {"state": "skipped", "finished": lent.finished or now, "reason": reason}
             db.execute(assignments.update().where(assignments.c.id == assignment).values(**values))
             self._count(db, lent, -1 if lent.state == "done" else 0)
@@ -407,15 +406,20 @@ def _judged(task: Task, answer: Answer, who: Any, origin: str, now: float, super
         **({"flags": [list(f) for f in flags]} if any(flags) else {}),
         **({"seconds": answer.seconds} if answer.seconds is not None else {}),
     }
-    tie = answer.grade == 0 and not answer.both_bad
-    p = 1 - shown if task.swapped else shown
-    strength = None if answer.both_bad else abs(answer.grade) / GRADES
-    said = {"strength": strength, "tie": tie, "both_bad": answer.both_bad, "note": answer.note, "meta": meta}
     return Judged(
-        *(task.comparison, p, who.name, who.kind, origin, _iso(now)),
+        task.comparison,
+        1 - shown if task.swapped else shown,
+        who.name,
+        who.kind,
+        origin,
+        _iso(now),
+        strength=None if answer.both_bad else abs(answer.grade) / GRADES,
+        tie=answer.grade == 0 and not answer.both_bad,
+        both_bad=answer.both_bad,
+        note=answer.note,
+        meta=meta,
         supersedes=supersedes,
         assignment=task.assignment,
-        **said,
     )
 
 

@@ -10,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trueup.report.figures import NONE, bracket, num, percent, safe, title_of
+from trueup.records import safe
+from trueup.report.figures import NONE, bracket, num, percent, title_of
 from trueup.report.headline import models_of
 from trueup.report.read import RunData, number, pair
 

@@ -21,11 +21,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trueup.records import write_text
+from trueup.records import visible, write_text
 from trueup.report import alarm, ensembles, measured, overoptimization, training
 from trueup.report.charts import Chart, Group
 from trueup.report.diagnosis import diagnose
-from trueup.report.figures import bracket, clean, duration, num, percent, title_of, visible
+from trueup.report.figures import bracket, clean, duration, num, percent, title_of
 from trueup.report.headline import headline, judged_by, models_of, side_by_side
 from trueup.report.read import ABSENT, DONE, RunData, Stage, finite, number, pair, read_run
 from trueup.run import TRAINED

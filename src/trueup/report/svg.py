@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from trueup.records import UserError
-from trueup.report.figures import Interval, title_of, visible
+from trueup.records import UserError, visible
+from trueup.report.figures import Interval, title_of
 from trueup.report.overoptimization import Curves, proxy_and_gold, tick_values
 from trueup.report.read import Stage, read_run
 

@@ -17,9 +17,9 @@ from rich.console import Group as Parts
 from rich.table import Table
 from rich.text import Text
 
-from trueup.records import UserError, write_text
+from trueup.records import UserError, safe, write_text
 from trueup.report.charts import SERIES, STEP, Chart, Group, figure, line
-from trueup.report.figures import NONE, duration, safe, short, title_of
+from trueup.report.figures import NONE, duration, short, title_of
 from trueup.report.metrics import METRICS
 from trueup.report.page import filled
 from trueup.report.read import RunData, Stage, finite, number, read_run

@@ -15,12 +15,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from trueup.records import safe
 from trueup.report.diagnosis.evaluate import evaluate
 from trueup.report.diagnosis.finding import ERROR, NOTE, ORDER, WARNING, Finding, Say
 from trueup.report.diagnosis.labels import generate, judge, reward
 from trueup.report.diagnosis.ppo import ppo
 from trueup.report.diagnosis.sft import sft
-from trueup.report.figures import safe
 from trueup.report.read import ABSENT, DONE, RunData, Stage
 
 __all__ = ["ERROR", "NOTE", "WARNING", "Finding", "diagnose", "diagnosis_table"]
