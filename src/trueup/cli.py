@@ -22,6 +22,8 @@ world_app = typer.Typer(
     no_args_is_help=True, help="Worlds: tasks with a known gold score. The built-in one, and your own."
 )
 app.add_typer(world_app, name="world")
+store_app = typer.Typer(no_args_is_help=True, help="The preference store: what people are asked, and what they said.")
+app.add_typer(store_app, name="store")
 data_app = typer.Typer(no_args_is_help=True, help="Data, looked at before anything is trained on it.")
 app.add_typer(data_app, name="data")
 
@@ -32,6 +34,7 @@ Keys = Annotated[
 Runs = Annotated[Path, typer.Option(help="Where runs are kept.")]
 Name = Annotated[str, typer.Option(help="Name of the run.")]
 RUNS = Path("runs")
+Place = Annotated[str, typer.Argument(metavar="STORE", help="A file (SQLite), or postgresql://host/database.")]
 
 
 @app.command()
@@ -326,6 +329,89 @@ def chat(
 
 
 @app.command()
+def label(
+    store: Place,
+    assignments: Keys = None,
+) -> None:
+    """The labelling page: people compare answers in a browser. Prints a link; trueup keys label lists the keys."""
+    from trueup.config import numbers, override, parse
+    from trueup.label.app import LabelConfig
+    from trueup.label.server import serve
+
+    serve(store, parse(LabelConfig, numbers(override({}, assignments or [])), "trueup label"))
+
+
+@store_app.command("ask")
+def store_ask(
+    store: Place,
+    file: Annotated[Path, typer.Argument(help="prompt, first, second a row; or a completions.jsonl of generate.")],
+    origin: Annotated[str | None, typer.Option(help="What to call the batch; without it the file's name.")] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="Raters that a share of the comparisons is asked of.")] = 3,
+    share: Annotated[float, typer.Option(min=0, max=1, help="That share; the rest is asked of one rater.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the share.")] = 0,
+) -> None:
+    """Put a file's comparisons into the queue for people."""
+    from trueup.label.files import ask_file
+    from trueup.store import Store
+
+    print(ask_file(Store(store), file, origin=origin or file.name, overlap=overlap, share=share, seed=seed))
+
+
+@store_app.command("import")
+def store_import(
+    store: Place,
+    file: Annotated[Path, typer.Argument(help="prompt, chosen, rejected; or an export of Argilla or Label Studio.")],
+    origin: Annotated[str | None, typer.Option(help="What to call the batch; without it the file's name.")] = None,
+    kind: Annotated[str, typer.Option(help="What the raters are: human, ai, gold, simulated.")] = "human",
+) -> None:
+    """Add verdicts that were given elsewhere."""
+    from typing import get_args
+
+    from trueup.label.files import import_file
+    from trueup.store import Kind, Store
+
+    if kind not in get_args(Kind):
+        raise UserError(f"--kind '{kind}': expected {', '.join(get_args(Kind))}")
+    print(import_file(Store(store), file, origin=origin or file.name, kind=kind))  # type: ignore[arg-type]
+
+
+@store_app.command("export")
+def store_export(
+    store: Place,
+    out: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file.")],
+    what: Annotated[str, typer.Option(help="labels, preferences (a row a comparison), or demonstrations.")] = "labels",
+) -> None:
+    """Write what was said as a file."""
+    from trueup.label.files import FORMATS, export_file
+    from trueup.store import Store
+
+    if what not in FORMATS:
+        raise UserError(f"--what '{what}': expected {', '.join(FORMATS)}")
+    print(f"{out}: {export_file(Store(store), what, out)} rows")
+
+
+@store_app.command("account")
+def store_account(
+    store: Place,
+    name: Annotated[str, typer.Argument(help="Letters, digits, and . _ - @")],
+    role: Annotated[str, typer.Option(help="rater, or manager.")] = "rater",
+    simulated: Annotated[bool, typer.Option("--simulated", help="A program; its answers are marked so.")] = False,
+    sensitive: Annotated[bool, typer.Option("--sensitive", help="Agreed to see harmful content.")] = False,
+) -> None:
+    """A rater's account, new or changed. Asks for the password, or reads it from standard input."""
+    import getpass
+
+    from trueup.label.accounts import Accounts
+    from trueup.store import Store
+
+    accounts = Accounts(Store(store))
+    password = getpass.getpass(f"Password of {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    kind = "simulated" if simulated else "human"
+    accounts.add(name, role=role, kind=kind, password=password, sensitive=sensitive)
+    print(f"{name}: {role}")
+
+
+@app.command()
 def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo; or overoptimize.")]) -> None:
     """Every key of a phase, with its default and what it means."""
     import importlib
@@ -333,7 +419,11 @@ def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo; or ove
     from trueup.recipe import PHASES
     from trueup.run import console
 
-    known = {**PHASES, "overoptimize": ("trueup.study", "StudyConfig")}
+    known = {
+        **PHASES,
+        "overoptimize": ("trueup.study", "StudyConfig"),
+        "label": ("trueup.label.app", "LabelConfig"),
+    }
     if phase not in known:
         raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(known)}")
     module, cls = known[phase]

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.label.ask import PLAIN, grade, pair, queue
+from trueup.label.accounts import Accounts
 from trueup.label.queue import Answer, Nothing, Rules
 from trueup.records import UserError
 from trueup.store import Store
@@ -160,6 +161,28 @@ def test_fewer_answers_come_first(store):
     q = queue(store)
     answer(q, "ann")
     assert q.next("bob").item == 2
+    store.ask([pair(2, wanted=2, priority=1.0)], "batch")
+    assert answer(q, "ann")[0].item == 3
+    assert q.next("cid").item == 3  # priority counts for more than how few answers there are
+
+
+def test_what_was_adjudicated_is_asked_no_more(store):
+    store.ask([pair(0, wanted=3)], "batch")
+    q = queue(store)
+    answer(q, "ann"), answer(q, "bob", "bad")
+    late = q.next("cid")
+    q.adjudicate(1, "bob", Answer(3, note="looked up"))
+    Accounts(store).add("dan")
+    assert q.next("dan") == Nothing("done")
+    assert q.submit(late.assignment, "cid", Answer(grade(late))) == "kept"
+    q.adjudicate(1, "bob", Answer(-1))
+    settled = [j for j in store.preferences() if j.meta["purpose"] == "adjudication"]
+    assert [(j.p, j.rater, j.strength) for j in settled] == [(0.0, "bob", 1 / 3)]
+    assert len(store.preferences()) == 4
+    with store.reading() as db:
+        assert db.execute(sa.select(items.c.open, items.c.done)).one() == (False, 3)
+    with pytest.raises(UserError, match="no item 9"):
+        q.adjudicate(9, "bob", Answer(1))
 
 
 def test_onboarding_explains_and_then_known_answers_come_in_silence(store):
@@ -227,8 +250,6 @@ def test_a_cap_holds(store):
 
 
 def test_sensitive_items_are_for_who_opted_in_and_so_many_a_day(store):
-    from trueup.label.accounts import Accounts
-
     store.ask([pair(i, sensitive=True) for i in range(3)], "batch")
     q = queue(store, PLAIN.model_copy(update={"sensitive_cap": 2}))
     assert q.next("bob") == Nothing("done")

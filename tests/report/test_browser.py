@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.chromium import launched
 from tests.report.make_run import make_run
 from trueup.report import write_report
 from trueup.report.versus import compare, write_page
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(
-        (
-            p
-            for p in ("/usr/bin/chromium", shutil.which("chromium"), shutil.which("chromium-browser"))
-            if p and Path(p).exists()
-        ),
-        None,
-    )
-    if path is None:
-        pytest.skip("no chromium here; `make system` installs it")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed; it is in the extra `dev`"
-    )
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=FLAGS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 class Visit:

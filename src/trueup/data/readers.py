@@ -80,6 +80,14 @@ def read_preferences(data: str | Path | Source) -> Rows[Preference]:
     return _read(data, _preference, "prompt, chosen and rejected, or chosen and rejected")
 
 
+def preference_of(row: dict[str, Any], where: str) -> Preference:
+    """One row as a preference. Raises UserError naming `where`, or Useless where the row teaches nothing."""
+    try:
+        return _preference({name: value for name, value in row.items() if value is not None})
+    except BadRow as error:
+        raise UserError(f"{where}: {error} (expected columns: prompt, chosen and rejected)") from None
+
+
 def read_thumbs(data: str | Path | Source) -> Rows[Thumb]:
     return _read(data, _thumb, "prompt, completion and label")
 

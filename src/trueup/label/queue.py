@@ -29,6 +29,8 @@ from trueup.store.tables import raters as raters_table
 GRADES = 3
 """How much better one answer is: slightly 1, better 2, much better 3."""
 Purpose = Literal["label", "onboarding", "gold", "repeat"]
+ADJUDICATION = "adjudication"
+"""The purpose of a manager's verdict on what raters dispute."""
 DAY = 86400.0
 
 
@@ -201,20 +203,24 @@ class Queue:
         return self._task(db, found)
 
     def _task(self, db: sa.Connection, assignment: int, previous: Judged | None = None) -> Task:
-        a, c, first, second = assignments, comparisons, completions.alias(), completions.alias()
+        a = assignments
+        columns = (a.c.item, a.c.swapped, a.c.purpose, items.c.sensitive, items.c.comparison)
+        query = sa.select(*columns).join(items, items.c.id == a.c.item).where(a.c.id == assignment)
+        row = db.execute(query).one()
+        asked = self.comparison(db, row.comparison)
+        return Task(assignment, row.item, asked, row.swapped, row.purpose, row.sensitive, previous)
+
+    def comparison(self, db: sa.Connection, number: int) -> Comparison:
+        c, first, second = comparisons, completions.alias(), completions.alias()
         texts = [side.c[n].label(f"{n}_{k}") for k, side in enumerate((first, second)) for n in ("text", "stop")]
-        columns = (a.c.item, a.c.swapped, a.c.purpose, items.c.sensitive, prompts.c.messages, prompts.c.meta, *texts)
-        query = sa.select(*columns).select_from(
-            a.join(items, items.c.id == a.c.item)
-            .join(c, c.c.id == items.c.comparison)
-            .join(prompts, prompts.c.id == c.c.prompt)
+        query = sa.select(prompts.c.messages, prompts.c.meta, *texts).select_from(
+            c.join(prompts, prompts.c.id == c.c.prompt)
             .join(first, first.c.id == c.c.first)
             .join(second, second.c.id == c.c.second)
         )
-        row = db.execute(query.where(a.c.id == assignment)).mappings().one()
+        row = db.execute(query.where(c.c.id == number)).mappings().one()
         sides = tuple(Completion(row[f"text_{k}"], row[f"stop_{k}"]) for k in (0, 1))
-        asked = Comparison(as_prompt(row["messages"], row["meta"]), sides)
-        return Task(assignment, row["item"], asked, row["swapped"], row["purpose"], row["sensitive"], previous)
+        return Comparison(as_prompt(row["messages"], row["meta"]), sides)
 
     def submit(self, assignment: int, rater: str, answer: Answer, *, corrects: int | None = None) -> Outcome:
         """Keeps an answer. `corrects`: the verdict that it replaces, where `undo` gave one. Raises UserError where
@@ -327,13 +333,13 @@ class Queue:
         if lent.purpose != "label":
             return
         p = preferences
-        said = (
-            sa.select(p.c.p).join(items, items.c.comparison == p.c.comparison).where(items.c.id == lent.item, *live())
-        )
-        values = db.execute(said).scalars().all()
+        said = sa.select(p.c.p, p.c.meta).join(items, items.c.comparison == p.c.comparison)
+        rows = db.execute(said.where(items.c.id == lent.item, *live())).all()
+        values, purposes = [r.p for r in rows], [r.meta.get("purpose") for r in rows]
         apart = max(values) - min(values) if values else 0.0
         done = items.c.done + more
-        change = {"done": done, "open": done < items.c.wanted, "dispute": apart}
+        settled = ADJUDICATION in purposes
+        change = {"done": done, "open": sa.false() if settled else done < items.c.wanted, "dispute": apart}
         db.execute(items.update().where(items.c.id == lent.item).values(**change))
 
     def _keep_own(self, db: sa.Connection, task: Task, own: str, who: sa.Row[Any], now: float) -> None:
@@ -354,6 +360,30 @@ class Queue:
             same, shared = shared_answers(db, who.name)
             if shared >= 20 and same / shared < self.rules.agreement_bar:
                 self.pause(db, "trueup", who.name, f"{same} of {shared} answers are those of the other raters")
+
+    def adjudicate(self, item: int, manager: str, answer: Answer) -> None:
+        """Settles an item: the sides as they are stored. It is asked no more; what the raters said stays beside it."""
+        now = self.clock()
+        with self.store.writing() as db:
+            who = self._rater(db, manager)
+            row = db.execute(sa.select(items.c.comparison).where(items.c.id == item)).first()
+            if row is None:
+                raise UserError(f"{self.store.name}: no item {item}")
+            p = preferences
+            mine = (p.c.comparison == row.comparison, p.c.rater == manager, p.c.assignment.is_(None), *live())
+            before = db.execute(sa.select(p.c.id).where(*mine)).scalar()
+            task = Task(0, item, self.comparison(db, row.comparison), False, "label", False)
+            judged = _judged(task, answer, who, self._origin(db, item), now, before)
+            meta = {"purpose": ADJUDICATION}
+            self.store.add_verdict(db, replace(judged, assignment=None, meta=meta))
+            db.execute(items.update().where(items.c.id == item).values(open=False))
+            self.store.note(db, manager, "adjudicated", item=item, p=judged.p)
+
+    def onboarding_of(self, rater: str) -> int:
+        """How many items with known answers a new rater is shown first."""
+        known = sa.select(sa.func.count()).select_from(items).where(items.c.gold.is_not(None), ~items.c.sensitive)
+        with self.store.reading() as db:
+            return min(self.rules.onboarding, db.execute(known).scalar_one())
 
     def pause(self, db: sa.Connection, by: str, rater: str, why: str) -> None:
         """Gives a rater nothing more; with an empty reason the rater goes on."""
