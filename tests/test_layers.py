@@ -42,6 +42,7 @@ MAY = {
     "study": {*GROUND, "recipe", "engine", "scorers", "evaluate", "report"},
     "cli": {
         *GROUND,
+        "evaluate",
         "recipe",
         "plan",
         "study",

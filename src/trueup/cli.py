@@ -166,9 +166,24 @@ def best_of_n(assignments: Keys = None, name: Name = "best-of-n", runs: Runs = R
 
 
 @app.command()
-def judge(assignments: Keys = None, name: Name = "judge", runs: Runs = RUNS) -> None:
-    """Label pairs of sampled answers: completions=COMPLETIONS.jsonl judge=module:function"""
-    _stage("judge", assignments, name, runs)
+def judge(
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE] KEYS", help="A file to measure a judge on; key=value.")
+    ] = None,
+    name: Name = "judge",
+    runs: Runs = RUNS,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say how many requests, and their cost at most.")] = False,
+) -> None:
+    """Measure a judge on a file: FILE judge=JUDGE against=OTHER; or label: completions=COMPLETIONS.jsonl judge=JUDGE"""
+    given = list(assignments or [])
+    file = given.pop(0) if given and "=" not in given[0] else None
+    phase, keys = ("judged", [f"data={file}", *given]) if file else ("judge", given)
+    if dry:
+        from trueup.evaluate.judged import estimate
+
+        print(estimate(phase, keys))
+        return
+    _stage(phase, keys, name, runs)
 
 
 @app.command()

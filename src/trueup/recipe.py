@@ -62,6 +62,7 @@ PHASES = {
     "best-of-n": ("trueup.phases.best_of_n", "BestOfNConfig"),
     "score": ("trueup.phases.score", "ScoreConfig"),
     "evaluate": ("trueup.evaluate.compare", "EvaluateConfig"),
+    "judged": ("trueup.evaluate.judged", "JudgedConfig"),
     "trace": ("trueup.evaluate.trace", "TraceConfig"),
     "best_of": ("trueup.evaluate.best_of", "BestOfConfig"),
 }

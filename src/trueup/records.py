@@ -102,12 +102,65 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One question put to a judge, and what came back. `p`: that the comparison's first completion is better, whichever
+    was shown first; None where the answer could not be read. `cost` in the unit of the judge's prices."""
+
+    principle: str
+    swapped: bool
+    p: float | None
+    raw: str = ""
+    prompt_hash: str = ""
+    cost: float = 0.0
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """`p`: the probability that the first completion is better; None where the judge abstains."""
+    """`p`: the probability that the first completion is better; None where the judge abstains, or where what it said
+    could not be read: no label is made of that. `readings`: what it rests on, an order and a principle each."""
 
     p: float | None
     rater: str
     note: str = ""
+    readings: tuple[Reading, ...] = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Verdict:
+        """From the row that `dataclasses.asdict` makes of it."""
+        return cls(**{**row, "readings": tuple(Reading(**r) for r in row.get("readings", ()))})
+
+    @property
+    def readable(self) -> bool:
+        return all(r.p is not None for r in self.readings)
+
+    @property
+    def cost(self) -> float:
+        return sum(r.cost for r in self.readings)
+
+    @property
+    def orders(self) -> dict[bool, float]:
+        """Shown as it is (False) and swapped (True) -> the mean p of the readings in that order."""
+        found: dict[bool, list[float]] = {}
+        for r in self.readings:
+            if r.p is not None:
+                found.setdefault(r.swapped, []).append(r.p)
+        return {order: sum(ps) / len(ps) for order, ps in found.items()}
+
+    @property
+    def principles(self) -> dict[str, float | None]:
+        """Principle -> the mean p of its orders; None where one of them could not be read."""
+        found: dict[str, list[float | None]] = {}
+        for r in self.readings:
+            found.setdefault(r.principle, []).append(r.p)
+        return {
+            name: None if None in ps else sum(p for p in ps if p is not None) / len(ps) for name, ps in found.items()
+        }
+
+    @property
+    def spread(self) -> float | None:
+        """The s.d. of p over the principles: how far they disagree. None below two that could be read."""
+        ps = [p for p in self.principles.values() if p is not None]
+        return float(np.std(ps)) if len(ps) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""`completions.jsonl`, as the phase `generate` writes it: a prompt and its answers a row."""
+"""`completions.jsonl`, as the phase `generate` writes it: a prompt and its answers a row; and the pairs they make."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trueup.data.files import raw_rows
-from trueup.records import Prompt, UserError
+from trueup.records import Comparison, Completion, Prompt, UserError
 
 Answer = dict[str, Any]
 EXPECTED = "expected a completions.jsonl of `trueup generate`: prompt (messages), completions [{text, stop}]"
@@ -33,3 +36,25 @@ def _row(where: str, row: dict[str, Any]) -> tuple[dict[str, Any], Prompt, list[
     if not isinstance(meta, dict):
         raise UserError(f"{where}: column 'meta' is no object; {EXPECTED}")
     return row, Prompt(tuple(messages), {"category": row.get("category"), **meta}), answers
+
+
+def pairs_of(
+    path: str | Path, limit: int = 0, rng: np.random.Generator | None = None
+) -> tuple[list[Comparison], Counter[str]]:
+    """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random; and what is left out.
+    `limit` 0 takes all."""
+    rng = rng or np.random.default_rng(0)
+    out: list[Comparison] = []
+    dropped: Counter[str] = Counter()
+    for _, prompt, said in read_completions(path):
+        answers = [Completion(c["text"], c["stop"]) for c in said]
+        if len(answers) % 2:
+            dropped["answers without a partner"] += 1
+        for a, b in zip(answers[::2], answers[1::2], strict=False):
+            if a.text == b.text:
+                dropped["both answers the same"] += 1
+            elif limit and len(out) == limit:
+                dropped["over the limit"] += 1
+            else:
+                out.append(Comparison(prompt, (a, b) if rng.random() < 0.5 else (b, a)))
+    return out, dropped

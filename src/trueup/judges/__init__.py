@@ -1,16 +1,23 @@
-"""Judges: what says which of two completions is better. A scorer as a judge, or anything that a callable returns.
+"""Judges: what says which of two completions is better. A constitution, a scorer, a rule, or a callable's.
 
 Written in a config as
     "package.module:function"                          returns a Judge when called without arguments
     {"use": "package.module:function", "name": "x"}    called with the other keys as arguments
     "runs/demo/reward/final"                           a reward model: the higher score wins, ties count one half
+    {"runs/a/final": 1.0, "mod:brevity": 0.1}          or any other scorer
+    "length"                                           the longer one wins: the baseline that a judge should beat
+    "verdicts.jsonl"                                   what that file says (see `recorded`)
+    {"constitution": "default", "model": "MODEL"}      principles put to a model on this machine, or behind an endpoint:
+                                                       `constitution`, `asking`, `local`, `endpoint` tell the keys
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trueup.config import parse
 from trueup.faults import told
 from trueup.named import CALLABLE, load_object
 from trueup.records import Comparison, Judge, Scorer, UserError, Verdict
@@ -25,6 +32,14 @@ JudgeSpec = str | dict[str, Any]
 
 def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
     """The judge that `spec` names. A callable that takes `seed` gets the stage's where the spec gives none."""
+    if isinstance(spec, Mapping) and "constitution" in spec:
+        return make_asking(dict(spec), mesh, seed)
+    if spec == "length":
+        return Longer()
+    if isinstance(spec, str) and spec.endswith((".jsonl", ".json", ".jsonl.gz")):
+        from trueup.judges.recorded import Recorded
+
+        return Recorded(spec)
     weights = isinstance(spec, Mapping) and bool(spec) and all(isinstance(w, int | float) for w in spec.values())
     if isinstance(spec, Mapping) and (weights or "ensemble" in spec):
         return ScorerJudge(make_scorer(dict(spec), mesh))
@@ -45,6 +60,27 @@ def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
     if isinstance(made, Scorer):
         return ScorerJudge(Own(use, made))
     raise UserError(f"judge '{use}' returned {type(made).__name__}, neither a judge nor a scorer")
+
+
+def make_asking(spec: dict[str, Any], mesh: Mesh, seed: int) -> Judge:
+    """A constitution put to a model. Raises UserError for a key that is not one of `Manner`, `Local` or `Endpoint`."""
+    from trueup.judges.asking import Asking, Manner
+    from trueup.judges.constitution import read_constitution
+    from trueup.judges.endpoint import Endpoint, Server
+    from trueup.judges.local import Local, LocalModel
+
+    known = {"constitution", *Manner.model_fields, *(Endpoint if "endpoint" in spec else Local).model_fields}
+    for key in spec:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+            raise UserError(f"judge: unknown key '{key}'; {hint}")
+    told = read_constitution(str(spec.pop("constitution")))
+    manner = parse(Manner, {"seed": seed} | {k: spec.pop(k) for k in Manner.model_fields if k in spec}, "judge")
+    if "endpoint" in spec:
+        endpoint = parse(Endpoint, spec, "judge")
+        return Asking(told, Server(endpoint, mesh, thought=manner.thought, seed=manner.seed), manner)
+    return Asking(told, LocalModel(parse(Local, spec, "judge"), mesh, manner.seed), manner)
 
 
 def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
@@ -86,3 +122,13 @@ class ScorerJudge:
         pairs = [(c.prompt, completion) for c in comparisons for completion in c.completions]
         values = self.scorer.score([p for p, _ in pairs], [c for _, c in pairs]).value.reshape(-1, 2)
         return [Verdict(1.0 if a > b else 0.5 if a == b else 0.0, self.name) for a, b in values]
+
+
+class Longer:
+    """Prefers the longer completion, by characters; equal lengths are a tie."""
+
+    name = "length"
+
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        lengths = [[len(c.text) for c in comparison.completions] for comparison in comparisons]
+        return [Verdict(1.0 if a > b else 0.5 if a == b else 0.0, self.name) for a, b in lengths]

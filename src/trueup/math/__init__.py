@@ -5,6 +5,7 @@ config, no device, no logging. Values outside a mask are zero and never read.
 """
 
 from trueup.math.advantages import RunningBaseline, grpo_advantages, rloo_advantages
+from trueup.math.agreement import cohen_kappa
 from trueup.math.best_of_n import best_of_n, best_of_n_bound, best_of_n_kl
 from trueup.math.ensemble import disagreement, ensemble_score
 from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate, kl_loss
@@ -22,12 +23,14 @@ from trueup.math.preference import bradley_terry_loss, center_penalty, dpo_loss,
 from trueup.math.scaling import ScalingFit, fit_scaling, scaling_curve, scaling_peak
 from trueup.math.sequential import betting_bounds, drop_bound, log_capital, unimodal_fit
 from trueup.math.statistics import bootstrap_interval, expected_calibration_error, nested_bootstrap
+from trueup.math.temperature import at_temperature, fit_temperature
 
 __all__ = [
     "AdaptiveKL",
     "RunningBaseline",
     "ScalingFit",
     "approx_kl",
+    "at_temperature",
     "best_of_n",
     "best_of_n_bound",
     "best_of_n_kl",
@@ -36,6 +39,7 @@ __all__ = [
     "bradley_terry_loss",
     "center_penalty",
     "clip_fraction",
+    "cohen_kappa",
     "disagreement",
     "dpo_loss",
     "drop_bound",
@@ -44,6 +48,7 @@ __all__ = [
     "expected_calibration_error",
     "explained_variance",
     "fit_scaling",
+    "fit_temperature",
     "gae",
     "grpo_advantages",
     "kl_estimate",

@@ -4,13 +4,14 @@ In order: pair the distinct completions of each prompt in a random order, ask th
 person is not asked again after a kill), drop what the judge abstains on (counted), write the ecosystem's columns
 `prompt, chosen, rejected` with rater, label, category and whether each reply ended. A share of the pairs is asked
 twice, so that the raters' agreement, and with it the best accuracy that a reward model can reach on their labels, is
-known. With `judge=people` the pairs go into a file that people fill in, and the run waits for it. With `store` the
-verdicts are appended to a preference store too. Not in it: where the judge's opinion comes from (`judges`).
+known. With `humans` the judge is measured first, on pairs that people have judged: one that is worse than a single
+person is refused, and another's probabilities are made as sure as they deserve. With `judge=people` the pairs go into a
+file that people fill in, and the run waits for it. With `store` the verdicts are appended to a preference store too.
+Not in it: where the judge's opinion comes from (`judges`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -19,11 +20,14 @@ import numpy as np
 from pydantic import Field
 
 from trueup.config import Config, Seed, display
-from trueup.data.completions import read_completions
+from trueup.data.completions import pairs_of
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
-from trueup.records import Comparison, Completion, Judge, UserError, Verdict, Waiting, write_jsonl
+from trueup.judges.measured import line, measure, refusal
+from trueup.judges.recorded import read_judged
+from trueup.math import at_temperature
+from trueup.records import Comparison, Judge, UserError, Verdict, Waiting, write_jsonl
 from trueup.run import Run, now
 from trueup.scorers import Spec, make_scorer
 from trueup.store import Judged, Kind, Store, as_row
@@ -52,6 +56,11 @@ class JudgeConfig(Config):
     """A known gold score: its margin (chosen minus rejected) is written beside the label, only to measure with."""
     overlap: float = Field(0.1, ge=0, le=1)
     """Share of the pairs that are asked twice, the second time of a judge with another seed."""
+    humans: str | None = None
+    """A file of comparisons that people have judged, some by several (`prompt, chosen, rejected, label, rater`). The
+    judge is measured on it, refused where it is worse than one person, and its probabilities are scaled."""
+    force: bool = False
+    """Label with a judge that is worse than one person."""
     limit: int = Field(0, ge=0)
     """Ask about so many pairs at most; 0 for all. What is asked twice comes on top."""
     seed: Seed = 0
@@ -61,11 +70,12 @@ class JudgeConfig(Config):
 
 def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
-    comparisons, dropped = pair_up(config.completions, config.limit, rng)
+    comparisons, dropped = pairs_of(config.completions, config.limit, rng)
     if not comparisons:
         raise UserError(f"{config.completions}: no prompt has two different completions")
     again = [c for c in comparisons if rng.random() < config.overlap]
     second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
+    measured: dict[str, Any] = {}
     if config.judge == PEOPLE:
         name = PEOPLE
         verdicts = people_say(run, mesh, [*comparisons, *second])
@@ -73,14 +83,17 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         judge = make_judge(config.judge, mesh, seed=config.seed)
         others = make_judge(config.judge, mesh, seed=config.seed + 1)  # simulated raters: other people
         name = judge.name
+        if config.humans:
+            measured = qualify(config, judge, run)
         first = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
         other = run.journaled("second-verdicts", len(second), config.chunk, partial(ask, others, second))
-        verdicts = [Verdict(**v) for v in [*first, *other]]
+        verdicts = [Verdict.of(v) for v in [*first, *other]]
+    verdicts = [scaled(v, measured.get("temperature")) for v in verdicts]
     verdicts[len(comparisons) :] = map(_second, verdicts[len(comparisons) :])
     kept: list[tuple[Comparison, Verdict]] = []
     for comparison, verdict in zip([*comparisons, *second], verdicts, strict=True):
         if verdict.p is None:
-            dropped["the judge abstained"] += 1
+            dropped["the judge abstained" if verdict.readable else "the judge could not be read"] += 1
         else:
             kept.append((comparison, verdict))
     if not kept:
@@ -123,6 +136,8 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "asked_twice": len(second),
         "dropped": dict(dropped),
         "judge": name,
+        "cost": sum(v.cost for v in verdicts),
+        **({"humans": measured} if measured else {}),
     }
     if gold:
         margins = np.array([r["gold_margin"] for r in rows])
@@ -134,33 +149,38 @@ def ask(judge: Judge, comparisons: list[Comparison], index: range) -> list[dict[
     return [asdict(verdict) for verdict in verdicts_of(judge, [comparisons[i] for i in index])]
 
 
+def qualify(config: JudgeConfig, judge: Judge, run: Run) -> dict[str, Any]:
+    """What the judge is worth to people. Raises UserError where it is worse than one of them, unless forced."""
+    assert config.humans is not None
+    judged, dropped = read_judged(config.humans)
+    if not judged:
+        raise UserError(f"{config.humans}: no pair of different answers ({dict(dropped)} left out)")
+    some = [j.comparison for j in judged]
+    rows = run.journaled("verdicts-of-humans", len(some), config.chunk, partial(ask, judge, some))
+    found = measure([Verdict.of(row) for row in rows], judged)
+    run.say(line(judge.name, found))
+    if not found["accepted"] and not config.force:
+        raise UserError(f"{refusal(judge.name, found)}; label with it all the same: force=true")
+    return found
+
+
+def scaled(verdict: Verdict, temperature: float | None) -> Verdict:
+    if verdict.p is None or temperature is None:
+        return verdict
+    return replace(verdict, p=float(at_temperature([verdict.p], temperature)))
+
+
 def _second(verdict: Verdict) -> Verdict:
     """Marked, so that agreement is counted between two askings and never within one."""
     return replace(verdict, rater=f"{verdict.rater}, asked second")
 
 
-def pair_up(path: str, limit: int, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
-    """Pairs of each prompt's completions, (1, 2), (3, 4), ..., the order of showing random; and what is left out."""
-    out: list[Comparison] = []
-    dropped: Counter[str] = Counter()
-    for _, prompt, said in read_completions(path):
-        answers = [Completion(c["text"], c["stop"]) for c in said]
-        if len(answers) % 2:
-            dropped["answers without a partner"] += 1
-        for a, b in zip(answers[::2], answers[1::2], strict=False):
-            if a.text == b.text:
-                dropped["both answers the same"] += 1
-            elif limit and len(out) == limit:
-                dropped["over the limit"] += 1
-            else:
-                out.append(Comparison(prompt, (a, b) if rng.random() < 0.5 else (b, a)))
-    return out, dropped
-
-
 def as_judged(comparison: Comparison, verdict: Verdict, gold: np.ndarray | None, kind: Kind, origin: str) -> Judged:
     """With the gold score's margin, first minus second, where it is known."""
     assert verdict.p is not None
-    meta = {} if gold is None else {"gold_margin": float(gold[0] - gold[1])}
+    meta: dict[str, Any] = {} if gold is None else {"gold_margin": float(gold[0] - gold[1])}
+    if verdict.readings:
+        meta |= {"principles": verdict.principles, "spread": verdict.spread, "cost": verdict.cost}
     tie = verdict.p == 0.5
     return Judged(comparison, verdict.p, verdict.rater, kind, origin, now(), tie=tie, note=verdict.note, meta=meta)
 

@@ -1,0 +1,91 @@
+"""A local model answers: the log-probs of (A) and (B) after the question. Only thoughts are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from trueup.config import Config
+from trueup.data.batches import pair_completions
+from trueup.data.chat import Chat
+from trueup.engine.rows import forward
+from trueup.engine.sampler import Sampler, Sampling
+from trueup.judges.asking import Answer, Question
+from trueup.models.load import context_length, load_policy
+from trueup.models.net import Net
+
+if TYPE_CHECKING:
+    from trueup.engine.mesh import Mesh
+
+
+class Local(Config):
+    """A model on this machine."""
+
+    model: str
+    """A folder or Hub name: the model itself, or any other language model."""
+    chat: bool = False
+    """Put the question as a user's message through the chat template; a pretrained model is asked in plain text."""
+    max_tokens: int = 128
+    """Of a chain of thought."""
+    micro_tokens: int = 8192
+
+
+class LocalModel:
+    """See the head of the file."""
+
+    def __init__(self, config: Local, mesh: Mesh, seed: int = 0) -> None:
+        self.config, self.mesh, self.seed, self.name = config, mesh, seed, config.model
+        self.talk = Chat.load(config.model)
+        self.net = Net(load_policy(config.model, device=mesh.device), "policy")
+        self.room = context_length(config.model)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """p = P(A) / (P(A) + P(B)); unreadable where the question does not fit into the context."""
+        thoughts = self._thoughts(questions)
+        pairs, fits = [], []
+        for question, thought in zip(questions, thoughts, strict=True):
+            head = f"\n{question.think}{thought}\n" if question.think else "\n"
+            # Together with what comes before: where a token ends depends on what follows it.
+            both = [self._ids(question.text, f"{head}{question.verdict} ({letter})") for letter in "AB"]
+            shared = next(i for i, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
+            fits.append(max(map(len, both)) <= self.room)
+            if fits[-1]:
+                pairs.append((both[0][:shared], [ids[shared:] for ids in both]))
+        odds = self._odds(pairs)
+        found = iter(torch.sigmoid(odds).tolist())
+        return [
+            Answer(next(found), thought.strip()) if fit else Answer(None, f"longer than {self.room} tokens")
+            for fit, thought in zip(fits, thoughts, strict=True)
+        ]
+
+    def _thoughts(self, questions: Sequence[Question]) -> list[str]:
+        """What the model thinks, up to a line break where it stops by itself."""
+        wanted = [i for i, q in enumerate(questions) if q.think]
+        ids = [self._ids(questions[i].text, f"\n{questions[i].think}") for i in wanted]
+        out = [""] * len(questions)
+        if not ids:
+            return out
+        sampler = Sampler.speaking(self.talk, self.net.model, self.mesh)
+        sampling = Sampling(max_tokens=self.config.max_tokens)
+        for i, said in zip(wanted, sampler.sample(ids, sampling, seed=self.seed), strict=True):
+            thought = said.text.split(questions[i].verdict)[0].strip()
+            out[i] = f" {thought}" if thought else ""
+        return out
+
+    def _ids(self, question: str, after: str) -> list[int]:
+        if self.config.chat:
+            opening = self.talk.prompt_ids([{"role": "user", "content": question}])
+            return [*opening, *self.talk.tokenizer(after.lstrip("\n"), add_special_tokens=False)["input_ids"]]
+        return list(self.talk.tokenizer(question + after)["input_ids"])
+
+    def _odds(self, pairs: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
+        """log P(A) - log P(B), [N]."""
+        if not pairs:
+            return torch.zeros(0)
+        batch = pair_completions(pairs, self.talk.pad_id)
+        with torch.inference_mode():
+            logprobs = forward(self.net, batch, self.mesh, micro_tokens=self.config.micro_tokens)["logprobs"]
+        a, b = logprobs.double().sum(-1).cpu().unbind(1)
+        return a - b

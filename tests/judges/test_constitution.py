@@ -1,0 +1,203 @@
+"""Constitutions: what is read, what is asked, which principle is drawn, what answers come to; and the local model."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trueup.judges import make_judge
+from trueup.judges.asking import Answer, Asking, Manner, Question
+from trueup.judges.constitution import Constitution, Principle, read_constitution
+from trueup.judges.local import Local, LocalModel
+from trueup.records import Comparison, Completion, Prompt, UserError, Verdict
+from trueup.world import base_path
+from trueup.world import corpus as c
+from trueup.world.build import verdicts as world_verdicts
+
+PAIR = Comparison(Prompt.of("Why?", category="x"), (Completion("Because."), Completion("No idea.")))
+TWO = Constitution(
+    name="two",
+    ask="{conversation}|{a}|{b}|{question}",
+    principles=(
+        Principle(name="kind", question=("Kinder?",), weight=3),
+        Principle(name="true", question=("Truer?",), weight=1, categories=("x", "y")),
+    ),
+)
+
+
+class Told:
+    """Answers by a table of the principle and the order: P(A)."""
+
+    name = "told"
+
+    def __init__(self, table):
+        self.table, self.asked = table, []
+
+    def answer(self, questions: list[Question]) -> list[Answer]:
+        self.asked += questions
+        return [Answer(self.table[q.principle, q.swapped], f"{q.principle}{q.swapped}", 0.5) for q in questions]
+
+
+def test_a_question_shows_the_pair_in_the_order_that_it_says():
+    told = Told({("kind", False): 0.9, ("kind", True): 0.3, ("true", False): 0.6, ("true", True): 0.2})
+    [verdict] = Asking(TWO, told, Manner(principles="all")).judge([PAIR])
+    assert [q.text for q in told.asked] == [
+        "User: Why?|Because.|No idea.|Kinder?",
+        "User: Why?|No idea.|Because.|Kinder?",
+        "User: Why?|Because.|No idea.|Truer?",
+        "User: Why?|No idea.|Because.|Truer?",
+    ]
+    # kind: (.9 + (1 - .3)) / 2 = .8; true: (.6 + (1 - .2)) / 2 = .7; by weights (3 x .8 + 1 x .7) / 4 = .775
+    assert verdict.p == pytest.approx(0.775)
+    assert verdict.principles == pytest.approx({"kind": 0.8, "true": 0.7})
+    assert verdict.orders == pytest.approx({False: 0.75, True: 0.75})  # (.9 + .6) / 2 and (.7 + .8) / 2
+    assert verdict.spread == pytest.approx(0.05) and verdict.cost == 2.0 and verdict.readable
+    assert [r.raw for r in verdict.readings] == ["kindFalse", "kindTrue", "trueFalse", "trueTrue"]
+    assert len({r.prompt_hash for r in verdict.readings}) == 4
+    assert Verdict.of(asdict(verdict)) == verdict
+
+
+def test_an_unreadable_order_takes_its_principle_out_and_an_unreadable_all_the_verdict():
+    table = {("kind", False): None, ("kind", True): 0.1, ("true", False): 0.6, ("true", True): 0.2}
+    [verdict] = Asking(TWO, Told(table), Manner(principles="all")).judge([PAIR])
+    assert verdict.p == pytest.approx(0.7) and not verdict.readable and verdict.principles["kind"] is None
+    [verdict] = Asking(TWO, Told({**table, ("true", True): None}), Manner(principles="all")).judge([PAIR])
+    assert verdict.p is None and verdict.note == "unreadable"
+
+
+def test_a_category_without_a_principle_gets_no_verdict():
+    only = TWO.model_copy(update={"principles": TWO.principles[1:]})
+    other = Comparison(Prompt.of("Why?", category="z"), PAIR.completions)
+    told = Told({("true", False): 0.6, ("true", True): 0.2})
+    first, second = Asking(only, told, Manner()).judge([other, PAIR])
+    assert first.p is None and first.note == "no principle for category z" and second.p == pytest.approx(0.7)
+
+
+def test_one_principle_is_drawn_by_weight_whatever_the_order_and_kept():
+    pairs = [Comparison(Prompt.of(f"{i}?", category="x"), PAIR.completions) for i in range(400)]
+    drawn = [TWO.drawn(p, 0)[0].name for p in pairs]
+    assert 0.68 < np.mean([name == "kind" for name in drawn]) < 0.82
+    turned = [Comparison(p.prompt, p.completions[::-1]) for p in pairs]
+    assert drawn == [TWO.drawn(p, 0)[0].name for p in turned]
+    assert drawn != [TWO.drawn(p, 1)[0].name for p in pairs]
+
+
+def test_thoughts_clamp_the_verdict_and_nothing_else_does():
+    sure = Told({("kind", False): 0.99, ("kind", True): 0.01, ("true", False): 0.99, ("true", True): 0.01})
+    assert Asking(TWO, sure, Manner()).judge([PAIR])[0].p == pytest.approx(0.99)
+    assert Asking(TWO, sure, Manner(thought=True)).judge([PAIR])[0].p == 0.6
+    turned = Comparison(PAIR.prompt, PAIR.completions[::-1])
+    low = Told({key: 1 - p for key, p in sure.table.items()})
+    assert Asking(TWO, low, Manner(thought=True)).judge([turned])[0].p == 0.4
+    assert Asking(TWO, sure, Manner(thought=True, clamp=(0.2, 0.8))).judge([PAIR])[0].p == 0.8
+    assert Asking(TWO, sure, Manner(orders=1)).judge([PAIR])[0].orders == {False: 0.99}
+
+
+def test_what_an_answer_says_is_not_taken_for_a_mark():
+    text = TWO.fill("{b}", "{question}", "{a}", "Which?")
+    assert text == "{b}|{question}|{a}|Which?"
+
+
+def test_the_default_constitution_asks_what_it_should():
+    told = read_constitution("default")
+    names = [p.name for p in told.principles]
+    assert {"helpful", "harmless", "honest", "not-evasive", "not-preachy", "concise"} < set(names)
+    mass = next(p for p in told.principles if p.name == "no-mass-harm")
+    assert "biological" in mass.question[0] and mass.weight == max(p.weight for p in told.principles)
+    assert all(p.critique and p.revision for p in told.principles)
+    shown = told.shown(thought=True)
+    assert shown.count(told.think) == shown.count(told.verdict) == len(told.examples)
+    assert {e.better for e in told.examples} == {"A", "B"}
+    assert told.think not in told.shown(thought=False)
+    asked = Asking(told, Told({}), Manner()).questions(PAIR)[0]
+    assert asked.text.startswith(told.shown(thought=False)) and asked.text.count("Reply (A): Because.") == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"ask": "{a} {b} {question}"}, r"key 'ask' lacks \{conversation\}"),
+        ({"principles": []}, "key 'principles'"),
+        ({"principles": [{"name": "x", "question": "?"}] * 2}, "two principles are named 'x'"),
+        ({"principles": [{"name": "x", "question": "?", "wieght": 2}]}, "did you mean"),
+        (
+            {"examples": [{"conversation": "", "a": "", "b": "", "principle": "y", "better": "A"}]},
+            "an example is of principle 'y'",
+        ),
+    ],
+)
+def test_a_wrong_constitution_is_told(tmp_path, change, message):
+    import yaml
+
+    good = {"name": "x", "ask": TWO.ask, "principles": [{"name": "x", "question": "?"}]}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert read_constitution(str(path)).principles[0].question == ("?",)
+    path.write_text(yaml.safe_dump({**good, **change}))
+    with pytest.raises(UserError, match=message):
+        read_constitution(str(path))
+    with pytest.raises(UserError, match="built-in ones: default, world"):
+        read_constitution("nowhere")
+
+
+def test_p_is_what_plain_transformers_gives(tiny, mesh):
+    """softmax over the two letters' log-probs, each summed from where the two texts part."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    question = Question("which one? a or b", "", "it is:", "p", False)
+    sums = []
+    for letter in "AB":
+        ids = tokenizer(f"{question.text}\n{question.verdict} ({letter})", return_tensors="pt")["input_ids"]
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        sums.append(logprobs.sum().item())
+    [answer] = LocalModel(Local(model=str(tiny)), mesh).answer([question])
+    assert answer.p == pytest.approx(torch.tensor(sums).softmax(0)[0].item(), abs=1e-5)
+    long = Question("word " * 5000, "", "it is:", "p", False)
+    found = LocalModel(Local(model=str(tiny)), mesh).answer([long, question])
+    assert found[0].p is None and "longer than" in found[0].raw and found[1].p == pytest.approx(answer.p, abs=1e-5)
+
+
+def test_thoughts_are_sampled_shown_and_repeat(tiny, mesh):
+    question = Question("which one? a or b", "Thought:", "it is:", "p", False)
+    plain = Question("which one? a or b", "", "it is:", "p", False)
+    judge = LocalModel(Local(model=str(tiny), max_tokens=12), mesh, seed=3)
+    thoughtful, quick = judge.answer([question, plain])
+    assert thoughtful.raw and not quick.raw and thoughtful.p != quick.p
+    assert judge.answer([question, plain])[0] == thoughtful
+    assert LocalModel(Local(model=str(tiny), max_tokens=12), mesh, seed=4).answer([question])[0].raw != thoughtful.raw
+
+
+def test_the_built_in_base_model_judges_by_the_world_s_constitution(mesh):
+    """The same log-odds as the world's own measure, and right on nearly all pairs of both categories."""
+    rng = random.Random("judged")
+    pairs, signs = [], []
+    while len(pairs) < 40:
+        category, principle = (("harmful", "harm"), ("unknown", "honest"))[len(pairs) % 2]
+        task, a, b = c.judging_pair(rng, category)
+        if more := c.differs(principle, task, a, b):
+            prompt = Prompt.of(c.any_wording(task, rng), category=category)
+            pairs.append(Comparison(prompt, (Completion(a.text), Completion(b.text))))
+            signs.append(more > 0 if principle == "honest" else more < 0)
+    judge = make_judge({"constitution": "world", "model": str(base_path())}, mesh)
+    verdicts = judge.judge(pairs)
+    assert np.mean([(v.p > 0.5) == sign for v, sign in zip(verdicts, signs, strict=True)]) >= 0.9
+    assert all(-1e-9 < v.p < 1 + 1e-9 and v.readable and len(v.readings) == 2 for v in verdicts)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base_path()).eval(),
+        AutoTokenizer.from_pretrained(base_path()),
+    )
+    asked = judge.questions(pairs[0])[0]
+    phrase = asked.text.split("Which response is ")[1].rstrip("?")
+    first = pairs[0]
+    odds = world_verdicts(model, tokenizer, [(first.prompt.text, *(x.text for x in first.completions), phrase)])[0]
+    logits = [np.log(r.p / (1 - r.p)) for r in verdicts[0].readings]
+    assert np.mean(logits) == pytest.approx(odds, abs=2e-3)
+
+
+def test_a_wrong_key_of_a_judge_is_told(tiny, mesh):
+    with pytest.raises(UserError, match="did you mean 'thought'"):
+        make_judge({"constitution": "default", "model": str(tiny), "thoughts": True}, mesh)

@@ -1,0 +1,66 @@
+"""Agreement beyond chance, and temperature scaling, worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from trueup.math import at_temperature, cohen_kappa, fit_temperature
+
+
+def test_kappa_by_hand():
+    """10 items: both say 0 on 4, both 1 on 3, a 0 and b 1 on 2, a 1 and b 0 on 1. Observed 7/10; a says 0 on 6, b on
+    5: chance .6 x .5 + .4 x .5 = .5; kappa (.7 - .5) / .5 = .4."""
+    a = [0] * 4 + [1] * 3 + [0] * 2 + [1]
+    b = [0] * 4 + [1] * 3 + [1] * 2 + [0]
+    assert cohen_kappa(a, b) == pytest.approx(0.4)
+
+
+def test_kappa_of_three_classes():
+    """a 0,0,1,2 and b 0,1,1,0: observed 1/2; chance by a's and b's shares: 0: 1/2 x 1/2, 1: 1/4 x 1/2, 2: 1/4 x 0 =
+    3/8; kappa (1/8) / (5/8) = .2."""
+    assert cohen_kappa(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0])) == pytest.approx(0.2)
+
+
+def test_kappa_at_its_ends():
+    assert cohen_kappa([0, 1], [0, 1]) == 1.0 and cohen_kappa([5, 5], [5, 5]) == 1.0
+    assert cohen_kappa([0, 1], [1, 0]) == -1.0
+    assert cohen_kappa([0, 0, 1, 1], [0, 1, 0, 1]) == 0.0
+
+
+@pytest.mark.parametrize("a, b", [([], []), ([0], [0, 1]), ([[0]], [[0]])])
+def test_kappa_refuses(a, b):
+    with pytest.raises(ValueError, match=r"a \("):
+        cohen_kappa(a, b)
+
+
+def test_temperature_by_hand():
+    """p = .8 has odds 4. At T = 2 they are 2: 2/3; at T = 1/2 they are 16: 16/17. Its mirror .2 goes the other way."""
+    assert at_temperature([0.8, 0.2, 0.5], 2).tolist() == pytest.approx([2 / 3, 1 / 3, 0.5])
+    assert at_temperature([0.8], 0.5).item() == pytest.approx(16 / 17)
+    assert at_temperature([0.0, 1.0], 1).tolist() == pytest.approx([1e-6, 1 - 1e-6], rel=1e-6)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="temperature"):
+            at_temperature([0.5], wrong)
+
+
+def test_the_fitted_temperature_is_the_one_that_was_planted():
+    """A judge that says 16/17 and is right on 2 of 3: odds 2 = 16 ^ (1 / T) has T = 4. On soft outcomes as well."""
+    assert fit_temperature([16 / 17] * 3, [1, 1, 0]) == pytest.approx(4, rel=1e-6)
+    assert fit_temperature([16 / 17, 1 / 17], [2 / 3, 1 / 3]) == pytest.approx(4, rel=1e-6)
+    assert fit_temperature([2 / 3] * 17, [1] * 16 + [0]) == pytest.approx(0.25, rel=1e-6)
+
+
+def test_the_fit_stays_within_bounds():
+    assert fit_temperature([0.9], [0.0]) == pytest.approx(20) and fit_temperature([0.9], [1.0]) == pytest.approx(0.05)
+    assert fit_temperature([0.9], [0.0], highest=3) == pytest.approx(3)
+    assert fit_temperature([0.9], [1.0], lowest=0.5) == pytest.approx(0.5)
+    assert fit_temperature([0.5, 0.5], [1, 0]) == 1.0
+
+
+@pytest.mark.parametrize("p, outcome", [([], []), ([0.5], [1, 0]), ([[0.5]], [[1]])])
+def test_the_fit_refuses(p, outcome):
+    with pytest.raises(ValueError, match="must be"):
+        fit_temperature(p, outcome)
