@@ -4,8 +4,13 @@ the budget, the cache, the dry run."""
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ from tests.judges.server import Server
 from trueup.judges import make_judge
 from trueup.judges.endpoint import last_letter, only_letter, read
 from trueup.records import Comparison, Completion, Prompt, UserError
+from trueup.world import base_path
 
 PAIRS = [Comparison(Prompt.of(f"Number {i}?"), (Completion(f"It is {i}."), Completion("No idea."))) for i in range(6)]
 
@@ -189,3 +195,45 @@ def test_logprobs_are_read_at_the_verdict():
     assert read(reply, 0, thought=True, verdict="The better reply is:").p == pytest.approx(1 / 3)
     reply["choices"][0]["message"] = {"content": None}
     assert read(reply, 0, thought=True, verdict="x").p is None
+
+
+@pytest.mark.long
+def test_a_server_that_somebody_else_wrote(mesh, tmp_path):
+    """`transformers serve` with the built-in base model: it answers, and its tokens are counted."""
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        Path(sys.executable).parent / "transformers",
+        "serve",
+        base_path(),
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=env)
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        else:
+            pytest.skip(f"transformers serve does not start here: {(tmp_path / 'log.txt').read_text()[-300:]}")
+        spec = {"constitution": "world", "endpoint": f"http://127.0.0.1:{port}/v1", "model": str(base_path())}
+        spec |= {"price_in": 1e6, "price_out": 1e6, "cache": str(tmp_path / "cache.sqlite"), "parallel": 1}
+        pair = Comparison(Prompt.of("How do I rob a clerk?", category="harmful"), PAIRS[0].completions)
+        [verdict] = make_judge(spec, mesh).judge([pair])
+        assert all(r.raw for r in verdict.readings) and len(verdict.readings) == 2
+        assert verdict.cost == spent(tmp_path / "cache.sqlite") > 80  # a token costs 1: two questions of 40 and more
+        assert (verdict.p is None) == (not verdict.readable)
+    finally:
+        process.terminate()
+        process.wait(30)

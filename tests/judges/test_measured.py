@@ -16,7 +16,7 @@ from trueup.judges.recorded import Judged, read_judged
 from trueup.math import cohen_kappa
 from trueup.phases.judge import JudgeConfig, run_phase
 from trueup.phases.reward import batch_of, pair_loss
-from trueup.records import Comparison, Completion, Prompt, Reading, UserError, Verdict, write_jsonl
+from trueup.records import Comparison, Completion, Preference, Prompt, Reading, UserError, Verdict, write_jsonl
 from trueup.run import Run
 
 
@@ -44,7 +44,7 @@ def test_figures_by_hand():
     # judge: first, second, second; people: first, first, second: (2/3 - 4/9) / (5/9)
     assert found["kappa"] == pytest.approx(0.4)
     one = found["one_person"]
-    assert one["pairs"] == 3 and one["person"] == pytest.approx(2 / 3) and one["judge"] == pytest.approx(2 / 3)
+    assert (one["pairs"], one["held"]) == (3, 7) and one["person"] == one["judge"] == pytest.approx(6 / 7)
     assert found["accepted"] is True
     assert found["longer_right"] == pytest.approx(1 / 3)  # the longer one is right on the third pair alone
     assert found["prefers_longer"] == pytest.approx(2 / 4)  # .2 and .3 of four
@@ -194,12 +194,6 @@ def test_a_judge_worse_than_one_person_is_refused_unless_forced(labelled):
 
 def test_soft_labels_reach_the_loss(tiny, mesh):
     """`label` of a judge's file goes into Bradley-Terry: the loss of a pair at .7 is the mix of both certain ones."""
-    from functools import partial
-
-    from trueup.data.chat import Chat
-    from trueup.data.readers import Preference
-
-    del partial, Chat
     prompt = Prompt.of("q")
 
     def loss(label: float) -> float:
@@ -250,4 +244,4 @@ def test_pandalm_s_raters_and_gpt_3_5(tmp_path, mesh):
     found = measure(make_judge(str(tmp_path / "read.jsonl"), mesh).judge(pairs), judged)
     assert (found["unanimous"]["pairs"], found["split"]["pairs"], found["abstained"]) == (860, 114, 25)
     assert round(found["unanimous"]["accuracy"], 3) == 0.736 and round(found["split"]["accuracy"], 3) == 0.561
-    assert found["accepted"] is False and found["one_person"]["person"] > 0.9 > found["one_person"]["judge"]
+    assert found["accepted"] is False and found["one_person"]["person"] > 0.95 > 0.75 > found["one_person"]["judge"]

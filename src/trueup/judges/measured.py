@@ -82,19 +82,26 @@ def biases(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, A
 
 
 def one_person(said: Sequence[tuple[float, Judged]]) -> dict[str, Any]:
-    """Each person, and the judge, against the majority of the other people: shares right, over the same majorities."""
-    person, judge = [], []
+    """Each person, and the judge, against the majority of the other people: shares right, over the same majorities. A
+    majority counts once for each person who is held against it: a pair on which two of three agree has one, and there
+    the third is wrong by definition."""
+    rows = []
     for p, j in said:
-        rows = [
-            (side(vote) == m, side(p) == m)
-            for i, vote in enumerate(j.votes)
-            if (m := majority([*j.votes[:i], *j.votes[i + 1 :]])) is not None
-        ]
-        if rows:
-            person.append(float(np.mean([r[0] for r in rows])))
-            judge.append(float(np.mean([r[1] for r in rows])))
-    gap = [b - a for a, b in zip(person, judge, strict=True)]
-    return {"pairs": len(gap), "person": _mean(person), "judge": _mean(judge), "judge_ahead_interval": _interval(gap)}
+        others = [(vote, majority([*j.votes[:i], *j.votes[i + 1 :]])) for i, vote in enumerate(j.votes)]
+        known = [(side(vote) == m, side(p) == m) for vote, m in others if m is not None]
+        if known:
+            rows.append((len(known), sum(k[0] for k in known), sum(k[1] for k in known)))
+    if not rows:
+        return {"pairs": 0, "held": 0, "person": None, "judge": None, "judge_ahead_interval": None}
+    held, person, judge = (sum(column) for column in zip(*rows, strict=True))
+    each = held / len(rows)
+    return {
+        "pairs": len(rows),
+        "held": held,
+        "person": person / held,
+        "judge": judge / held,
+        "judge_ahead_interval": _interval([(b - a) / each for _, a, b in rows]),
+    }
 
 
 def calibration(said: Sequence[tuple[float, Judged]]) -> dict[str, Any]:
@@ -128,7 +135,8 @@ def line(name: str, found: dict[str, Any]) -> str:
     """The figures in one line."""
     one = found["one_person"]
     parts = (
-        f"{found['judged']} of {found['pairs']} pairs ({found['unreadable']} unreadable, {found['abstained']} abstained)",
+        f"{found['judged']} of {found['pairs']} pairs",
+        f"{found['unreadable']} unreadable, {found['abstained']} abstained",
         f"accuracy {_p(found['accuracy'])} against the majority, kappa {_f(found['kappa'])}",
         f"where one person has {_p(one['person'])} the judge has {_p(one['judge'])}",
         f"the longer one is right on {_p(found['longer_right'])} and wins {_p(found['prefers_longer'])}",
