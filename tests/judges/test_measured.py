@@ -20,8 +20,10 @@ from trueup.records import Comparison, Completion, Preference, Prompt, Reading, 
 from trueup.run import Run
 
 
-def judged(*votes: float, first: str = "short", second: str = "rather long") -> Judged:
-    return Judged(Comparison(Prompt.of("?"), (Completion(first), Completion(second))), list(votes))
+def judged(*votes: float, of: str | None = None) -> Judged:
+    return Judged(
+        Comparison(Prompt.of("?", category=of), (Completion("short"), Completion("rather long"))), list(votes)
+    )
 
 
 def test_figures_by_hand():
@@ -35,7 +37,7 @@ def test_figures_by_hand():
     1 .5 0      none       .8      -       none: every two others differ          -
     1 1 .5      first      None    -       not among them: the judge says nothing
     """
-    people = [judged(1, 1, 1), judged(1, 1, 0), judged(0, 0, 0), judged(1, 0.5, 0), judged(1, 1, 0.5)]
+    people = [judged(1, 1, 1, of="x"), judged(1, 1, 0, of="y"), judged(0, 0, 0), judged(1, 0.5, 0), judged(1, 1, 0.5)]
     said = [Verdict(p, "j") for p in (0.9, 0.2, 0.3, 0.8, None)]
     found = measure(said, people)
     assert (found["pairs"], found["judged"], found["abstained"], found["unreadable"]) == (5, 3, 1, 0)
@@ -46,6 +48,7 @@ def test_figures_by_hand():
     one = found["one_person"]
     assert (one["pairs"], one["held"]) == (3, 7) and one["person"] == one["judge"] == pytest.approx(6 / 7)
     assert found["accepted"] is True
+    assert found["by_category"] == {"x": {"pairs": 1, "accuracy": 1.0}, "y": {"pairs": 1, "accuracy": 0.0}}
     assert found["longer_right"] == pytest.approx(1 / 3)  # the longer one is right on the third pair alone
     assert found["prefers_longer"] == pytest.approx(2 / 4)  # .2 and .3 of four
     # votes that are no tie, on the four pairs with a verdict: 3 + 3 + 3 + 2, of which 0 + 1 + 3 + 1 for the longer

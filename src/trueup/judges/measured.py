@@ -55,6 +55,7 @@ def measure(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, 
             "accuracy": _mean([r for r, s in zip(right, split, strict=True) if not s]),
         },
         "split": {"pairs": sum(split), "accuracy": _mean([r for r, s in zip(right, split, strict=True) if s])},
+        "by_category": by_category(right, [j for *_, j in known]),
         "kappa": cohen_kappa([s for s, *_ in known], [m for _, _, m, _ in known]) if known else None,
         "one_person": one,
         "accepted": None if one["pairs"] == 0 else bool(one["judge"] >= one["person"]),
@@ -63,6 +64,15 @@ def measure(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, 
         "people_prefer_longer": _prefers_longer([(p, j) for _, j in said for p in j.votes]),
         **biases(verdicts, judged),
     }
+
+
+def by_category(right: Sequence[bool], judged: Sequence[Judged]) -> dict[str, dict[str, float]]:
+    """Category of the prompt -> pairs and accuracy; none where no prompt has a category."""
+    found: dict[str, list[bool]] = {}
+    for r, j in zip(right, judged, strict=True):
+        if j.comparison.prompt.category is not None:
+            found.setdefault(j.comparison.prompt.category, []).append(r)
+    return {name: {"pairs": len(rows), "accuracy": float(np.mean(rows))} for name, rows in sorted(found.items())}
 
 
 def biases(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, Any]:
