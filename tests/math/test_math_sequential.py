@@ -44,6 +44,11 @@ def test_bounds_that_can_be_solved_for():
     assert betting_bounds([1.0], error=0.2) == (pytest.approx(1 / 9, abs=1e-10), 1)
     # With a start that has not come: (1 + 1 + (1/m - 1)/2)/2 = 2 at m = 1/5.
     assert betting_bounds([1.0], error=0.5, starts=[0, 1]) == (pytest.approx(1 / 5, abs=1e-10), 1)
+    single = torch.tensor([0.1, 0.7])
+    assert betting_bounds(single, error=0.3, low=-1) == pytest.approx(
+        betting_bounds(single.double(), error=0.3, low=-1), abs=1e-12
+    )
+    assert type(log_capital([0.5], 0.5)) is float
     assert betting_bounds([], error=0.5) == (0, 1) and betting_bounds([], error=0.1, low=-1) == (-1, 1)
 
 
@@ -88,7 +93,8 @@ def test_a_gap_is_found_with_few_values():
         (lambda: log_capital([0.5], 0.5, starts=[0, -1]), r"starts \[0, -1\]"),
         (lambda: betting_bounds([0.5], error=0.0), "error 0.0"),
         (lambda: betting_bounds([0.5], error=1.0), "error 1.0"),
-        (lambda: betting_bounds([0.5], error=0.5, low=1.0), "low 1.0 below high 1.0"),
+        (lambda: betting_bounds([], error=0.5, low=2.0), "low 2.0 below high 1.0"),
+        (lambda: betting_bounds([], error=0.5, low=1.0), "low 1.0 below high 1.0"),
         (lambda: betting_bounds([1.5], error=0.5), "values between"),
         (lambda: betting_bounds([-0.5], error=0.5), "values between"),
         (lambda: drop_bound([0.5, 0.5], [1, 1], error=0.5, planned=1), "2 splits, 1 planned"),

@@ -39,7 +39,7 @@ def log_capital(values: Numbers, mean: float, *, starts: Sequence[int] = (0,)) -
     stakes = (torch.arange(STAKES, dtype=torch.float64) + 0.5) / STAKES
     gains = (1 - stakes + stakes * x[:, None] / mean).log()
     owned = torch.stack([gains[start:].sum(0) for start in starts])
-    return float(owned.logsumexp((0, 1))) - math.log(owned.numel())
+    return float(owned.flatten().logsumexp(0)) - math.log(owned.numel())
 
 
 def betting_bounds(
