@@ -248,6 +248,7 @@ def test_which_answer_stands_first_is_drawn(toy):
         ({"watch": {"judge": "toyrules:gold", "every": 9}}, r"watch.every \(9\) is beyond the last step \(6\)"),
         ({"watch": {"act": "stop", "every": 2}, "scorer": "toyrules:blue"}, "needs what can set off the alarm"),
         ({"watch": {"judge": "toyrules:gold", "evry": 2}}, "unknown key 'watch.evry'; did you mean 'watch.every'"),
+        ({"watch": {"judge": "people", "every": 2}}, "does not wait for them"),
         ({"watch": {"judge": "reward/final", "every": 2}}, "must not be what is optimized"),
     ],
 )

@@ -110,14 +110,14 @@ class Watcher:
     ) -> None:
         self.config, self.chat, self.mesh, self.proxy = config, chat, mesh, proxy
         self.policy, self.start, self.sampling, self.seed, self.steps = policy, start, sampling, seed, steps
+        if config.judge == "people":
+            raise UserError("watch.judge: people are asked by phase judge alone, a check of PPO does not wait for them")
         self.judge: Judge | None = make_judge(config.judge, mesh, seed=seed + AUDITOR) if config.judge else None
         self.heldout = make_scorer(config.heldout, mesh, models) if config.heldout else None
         answers = recorded(folder).get("answers", 0) if (folder := reward_model_in(proxy)) else 0
         auto = max(1.0, math.log(answers / LIKE)) if answers else None
         self.budget = auto if config.kl_budget == "auto" else config.kl_budget
         self.answers = answers
-        if not self.judge and self.budget is None and config.act != "warn":
-            raise UserError(f"watch.act={config.act} needs what can set off the alarm: watch.judge or watch.kl_budget")
         self.checks: list[Check] = []
         self.alarm: dict[str, Any] | None = None
         self.kl: list[float] = []  # of the last steps
@@ -127,6 +127,9 @@ class Watcher:
 
     def begin(self, prompts: Sequence[Prompt], missing_eos_score: float, count: int = 256) -> None:
         """The start's answers to `count` of the prompts, the same ones at every call: they are no part of the state."""
+        act = self.config.act
+        if not self.judge and self.budget is None and act != "warn":
+            raise UserError(f"watch.act={act} needs what can set off the alarm: watch.judge or watch.kl_budget")
         self.prompts = list(prompts)
         asked = [prompts[i % len(prompts)] for i in range(count)]
         said = self._answers(self.start, asked, START)
