@@ -237,7 +237,8 @@ class Queue:
                 self.store.note(db, rater, "late", assignment=assignment, grade=answer.grade, both_bad=answer.both_bad)
                 return "late"
             who, task = self._rater(db, rater), self._task(db, assignment)
-            self.store.add_verdict(db, _judged(task, answer, who, self._origin(db, lent.item), now, supersedes=old))
+            number, origin = self._comparison_of(db, lent.item)
+            self.store.add_verdict(db, _judged(task, answer, who, origin, now, supersedes=old), number)
             self._keep_own(db, task, answer.own, who, now)
             values = {"state": "done", "finished": lent.finished or now, "reason": ""}
             db.execute(assignments.update().where(assignments.c.id == assignment).values(**values))
@@ -261,9 +262,9 @@ class Queue:
             if lent.state == "done":
                 if old is None or corrects != old:
                     return "again"
-                origin, who = self._origin(db, lent.item), self._rater(db, rater)
-                task = self._task(db, assignment)
-                self.store.add_verdict(db, replace(_judged(task, Answer(), who, origin, now, old), withdrawn=True))
+                (number, origin), who = self._comparison_of(db, lent.item), self._rater(db, rater)
+                gone = _judged(self._task(db, assignment), Answer(), who, origin, now, old)
+                self.store.add_verdict(db, replace(gone, withdrawn=True), number)
             values = {"state": "skipped", "finished": lent.finished or now, "reason": reason}
             db.execute(assignments.update().where(assignments.c.id == assignment).values(**values))
             self._count(db, lent, -1 if lent.state == "done" else 0)
@@ -324,9 +325,13 @@ class Queue:
         query = sa.select(items.c.done + _lent(now, lent.rater) < items.c.wanted).where(items.c.id == lent.item)
         return bool(db.execute(query).scalar_one())
 
-    def _origin(self, db: sa.Connection, item: int) -> str:
-        query = sa.select(comparisons.c.origin).join(items, items.c.comparison == comparisons.c.id)
-        return db.execute(query.where(items.c.id == item)).scalar_one()
+    def _comparison_of(self, db: sa.Connection, item: int) -> tuple[int, str]:
+        """An item's comparison and its origin. Raises UserError where there is no such item."""
+        query = sa.select(comparisons.c.id, comparisons.c.origin).join(items, items.c.comparison == comparisons.c.id)
+        row = db.execute(query.where(items.c.id == item)).first()
+        if row is None:
+            raise UserError(f"{self.store.name}: no item {item}")
+        return row.id, row.origin
 
     def _count(self, db: sa.Connection, lent: sa.Row[Any], more: int) -> None:
         """Brings an item's figures up to date: answers, whether it wants more, how far they are apart (0 to 1)."""
@@ -366,16 +371,13 @@ class Queue:
         now = self.clock()
         with self.store.writing() as db:
             who = self._rater(db, manager)
-            row = db.execute(sa.select(items.c.comparison).where(items.c.id == item)).first()
-            if row is None:
-                raise UserError(f"{self.store.name}: no item {item}")
+            number, origin = self._comparison_of(db, item)
             p = preferences
-            mine = (p.c.comparison == row.comparison, p.c.rater == manager, p.c.assignment.is_(None), *live())
+            mine = (p.c.comparison == number, p.c.rater == manager, p.c.assignment.is_(None), *live())
             before = db.execute(sa.select(p.c.id).where(*mine)).scalar()
-            task = Task(0, item, self.comparison(db, row.comparison), False, "label", False)
-            judged = _judged(task, answer, who, self._origin(db, item), now, before)
-            meta = {"purpose": ADJUDICATION}
-            self.store.add_verdict(db, replace(judged, assignment=None, meta=meta))
+            task = Task(0, item, self.comparison(db, number), False, "label", False)
+            judged = _judged(task, answer, who, origin, now, before)
+            self.store.add_verdict(db, replace(judged, assignment=None, meta={"purpose": ADJUDICATION}), number)
             db.execute(items.update().where(items.c.id == item).values(open=False))
             self.store.note(db, manager, "adjudicated", item=item, p=judged.p)
 

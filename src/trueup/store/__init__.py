@@ -52,6 +52,8 @@ from trueup.store.tables import (
 )
 
 Kind = Literal["human", "ai", "gold", "simulated"]
+BATCH = 1000
+"""Rows that one statement adds."""
 WRITER = 0x7275_6575
 """The advisory lock that a writer to PostgreSQL holds; any number that other programs do not use."""
 
@@ -170,52 +172,72 @@ class Store:
         """Puts comparisons into the queue for people, all or none; returns how many were not there yet.
 
         A comparison that is there already (the same pair, from the same origin) stays as it was asked first."""
-        new = 0
+        rows = list(asked)
+        for row in rows:
+            if row.wanted < 1 or not math.isfinite(row.priority):
+                raise UserError(f"a comparison for people: wanted {row.wanted}, priority {row.priority}")
+            if row.gold is not None and not 0 <= row.gold <= 1:
+                raise UserError(f"a comparison with a known answer: p must be in [0, 1], not {row.gold!r}")
         with self.writing() as db:
-            for row in asked:
-                if row.wanted < 1 or not math.isfinite(row.priority):
-                    raise UserError(f"a comparison for people: wanted {row.wanted}, priority {row.priority}")
-                if row.gold is not None and not 0 <= row.gold <= 1:
-                    raise UserError(f"a comparison with a known answer: p must be in [0, 1], not {row.gold!r}")
-                values = {
-                    "comparison": self.add_comparison(db, row.comparison, origin),
-                    "open": row.gold is None,
-                    **{n: getattr(row, n) for n in ("wanted", "priority", "gold", "explanation", "sensitive")},
-                    "meta": dict(row.meta),
-                }
-                new += len(db.execute(self.insert(items).values(**values).returning(items.c.id)).all())
+            count = sa.select(sa.func.count()).select_from(items)
+            before = db.execute(count).scalar_one()
+            for start in range(0, len(rows), BATCH):
+                part = rows[start : start + BATCH]
+                numbers = self._add_comparisons(db, [row.comparison for row in part], origin)
+                values = [
+                    {
+                        "comparison": number,
+                        "open": row.gold is None,
+                        **{n: getattr(row, n) for n in ("wanted", "priority", "gold", "explanation", "sensitive")},
+                        "meta": dict(row.meta),
+                    }
+                    for number, row in zip(numbers, part, strict=True)
+                ]
+                db.execute(self.insert(items), values)
+            new: int = db.execute(count).scalar_one() - before
             self.note(db, "trueup", "asked", origin=origin, new=new)
         return new
 
-    def add_comparison(self, db: sa.Connection, comparison: Comparison, origin: str) -> int:
-        """Within a caller's transaction: the comparison's id, new or old."""
-        if len(comparison.completions) != 2:
-            raise UserError(f"a comparison of {len(comparison.completions)} completions; people compare two")
-        prompt = self.add_prompt(db, comparison.prompt)
-        first, second = comparison.completions
-        ids = [completion_id(comparison.prompt, c) for c in (first, second)]
-        for i, c in zip(ids, (first, second), strict=True):
-            db.execute(self.insert(completions).values(id=i, prompt=prompt, text=self._text(c.text), stop=c.stop))
-        pair = {"first": ids[0], "second": ids[1], "origin": origin}
-        db.execute(self.insert(comparisons).values(prompt=prompt, **pair))
-        same = [comparisons.c[name] == value for name, value in pair.items()]
-        return db.execute(sa.select(comparisons.c.id).where(*same)).scalar_one()
+    def _add_comparisons(self, db: sa.Connection, asked: Sequence[Comparison], origin: str) -> list[int]:
+        """The ids of comparisons, new or old, in their order."""
+        if not asked:
+            return []
+        texts, pairs = [], []
+        for comparison in asked:
+            if len(comparison.completions) != 2:
+                raise UserError(f"a comparison of {len(comparison.completions)} completions; people compare two")
+            ids = [completion_id(comparison.prompt, c) for c in comparison.completions]
+            pairs.append({"prompt": comparison.prompt.id, "first": ids[0], "second": ids[1], "origin": origin})
+            texts += [
+                {"id": i, "prompt": comparison.prompt.id, "text": self._text(c.text), "stop": c.stop}
+                for i, c in zip(ids, comparison.completions, strict=True)
+            ]
+        db.execute(self.insert(prompts), [self._prompt(c.prompt) for c in asked])
+        db.execute(self.insert(completions), texts)
+        db.execute(self.insert(comparisons), pairs)
+        c = comparisons.c
+        found = sa.select(c.id, c.first, c.second).where(c.origin == origin, c.first.in_({p["first"] for p in pairs}))
+        numbers = {(row.first, row.second): row.id for row in db.execute(found)}
+        return [numbers[p["first"], p["second"]] for p in pairs]
 
     def add_prompt(self, db: sa.Connection, prompt: Prompt) -> str:
-        for message in prompt.messages:
-            self._text(message["content"])
-        messages = [dict(m) for m in prompt.messages]
-        db.execute(self.insert(prompts).values(id=prompt.id, messages=messages, meta=dict(prompt.meta)))
+        """Within a caller's transaction: the prompt's id, new or old."""
+        db.execute(self.insert(prompts), [self._prompt(prompt)])
         return prompt.id
+
+    def _prompt(self, prompt: Prompt) -> dict[str, Any]:
+        messages = [{"role": m["role"], "content": self._text(m["content"])} for m in prompt.messages]
+        return {"id": prompt.id, "messages": messages, "meta": dict(prompt.meta)}
 
     def _text(self, text: str) -> str:
         if self.remote and "\0" in text:
             raise UserError(f"{self.name}: PostgreSQL cannot hold the character U+0000, which a text here has")
         return text
 
-    def add_verdict(self, db: sa.Connection, row: Judged) -> bool:
-        """Within a caller's transaction; False where it is there already."""
-        comparison = self.add_comparison(db, row.comparison, row.origin)
+    def add_verdict(self, db: sa.Connection, row: Judged, comparison: int | None = None) -> bool:
+        """Within a caller's transaction; False where it is there already. `comparison`: its id, where it is known."""
+        if comparison is None:
+            [comparison] = self._add_comparisons(db, [row.comparison], row.origin)
         p = preferences
         said = {"rater": row.rater, "supersedes": row.supersedes, "assignment": row.assignment}
         same = [p.c.comparison == comparison, *(p.c[name].is_not_distinct_from(v) for name, v in said.items())]
