@@ -139,17 +139,20 @@ def large(store: str, comparisons: int, answers: int) -> dict[str, object]:
         accounts.add(name, kind="simulated")
     queue = Queue(kept, Rules(gold_bar=0))
     fill(kept, comparisons // 2, names)
-    took: dict[str, list[float]] = {"next": [], "submit": []}
+    took: dict[str, list[float]] = {"next": [], "submit": [], "next_cpu": [], "submit_cpu": []}
     rng = random.Random(0)
     for i in range(answers):
         name = names[i % len(names)]
-        began = time.perf_counter()
+        grade = rng.randint(-3, 3)
+        marks = [(time.perf_counter(), time.process_time())]
         task = queue.next(name)
-        took["next"].append(time.perf_counter() - began)
+        marks.append((time.perf_counter(), time.process_time()))
         assert not isinstance(task, Nothing)
-        began = time.perf_counter()
-        queue.submit(task.assignment, name, Answer(rng.randint(-3, 3)))
-        took["submit"].append(time.perf_counter() - began)
+        queue.submit(task.assignment, name, Answer(grade))
+        marks.append((time.perf_counter(), time.process_time()))
+        for k, what in enumerate(("next", "submit")):
+            took[what].append(marks[k + 1][0] - marks[k][0])
+            took[f"{what}_cpu"].append(marks[k + 1][1] - marks[k][1])
     kept.close()
     out: dict[str, object] = {"comparisons": comparisons, "answers": answers}
     for name, values in took.items():

@@ -29,9 +29,12 @@ from trueup.store.tables import raters as raters_table
 GRADES = 3
 """How much better one answer is: slightly 1, better 2, much better 3."""
 Purpose = Literal["label", "onboarding", "gold", "repeat"]
+TEST = ("onboarding", "gold")
+"""Purposes whose answer is known."""
 ADJUDICATION = "adjudication"
 """The purpose of a manager's verdict on what raters dispute."""
 DAY = 86400.0
+_first, _second, _others = completions.alias("a"), completions.alias("b"), assignments.alias("others")
 
 
 class Rules(Config):
@@ -211,7 +214,7 @@ class Queue:
         return Task(assignment, row.item, asked, row.swapped, row.purpose, row.sensitive, previous)
 
     def comparison(self, db: sa.Connection, number: int) -> Comparison:
-        c, first, second = comparisons, completions.alias(), completions.alias()
+        c, first, second = comparisons, _first, _second
         texts = [side.c[n].label(f"{n}_{k}") for k, side in enumerate((first, second)) for n in ("text", "stop")]
         query = sa.select(prompts.c.messages, prompts.c.meta, *texts).select_from(
             c.join(prompts, prompts.c.id == c.c.prompt)
@@ -245,7 +248,7 @@ class Queue:
             self._count(db, lent, +1 if lent.state != "done" else 0)
             outcome: Outcome = "corrected" if corrects is not None else "kept"
             self.store.note(db, rater, outcome, assignment=assignment)
-            self._hold_to_bars(db, who)
+            self._hold_to_bars(db, who, lent.purpose)
         return outcome
 
     def skip(
@@ -356,12 +359,13 @@ class Queue:
             values = {"prompt": prompt, "text": own, "rater": who.name, "kind": who.kind, "time": _iso(now)}
             db.execute(d.insert().values(**values, assignment=task.assignment))
 
-    def _hold_to_bars(self, db: sa.Connection, who: sa.Row[Any]) -> None:
+    def _hold_to_bars(self, db: sa.Connection, who: sa.Row[Any], purpose: str) -> None:
         """Pauses a rater who is too often wrong where the answer is known, or too seldom of the others' opinion."""
-        right = known_answers(db, who.name, last=20)
-        if len(right) >= 5 and sum(right) / len(right) < self.rules.gold_bar:
-            self.pause(db, "trueup", who.name, f"{sum(right)} of the last {len(right)} known answers were met")
-        elif self.rules.agreement_bar and not who.paused:
+        if purpose in TEST:
+            right = known_answers(db, who.name, last=20)
+            if len(right) >= 5 and sum(right) / len(right) < self.rules.gold_bar:
+                self.pause(db, "trueup", who.name, f"{sum(right)} of the last {len(right)} known answers were met")
+        elif self.rules.agreement_bar:
             same, shared = shared_answers(db, who.name)
             if shared >= 20 and same / shared < self.rules.agreement_bar:
                 self.pause(db, "trueup", who.name, f"{same} of {shared} answers are those of the other raters")
@@ -399,7 +403,8 @@ def known_answers(db: sa.Connection, rater: str, last: int | None = None) -> lis
     query = sa.select(p.c.p, items.c.gold).select_from(
         p.join(a, a.c.id == p.c.assignment).join(items, items.c.id == a.c.item)
     )
-    query = query.where(a.c.rater == rater, items.c.gold.is_not(None), *live()).order_by(p.c.id.desc()).limit(last)
+    query = query.where(a.c.rater == rater, a.c.state == "done", a.c.purpose.in_(TEST), *live())
+    query = query.order_by(p.c.id.desc()).limit(last)
     return [side(said) == side(gold) for said, gold in db.execute(query)]
 
 
@@ -423,7 +428,7 @@ def side(p: float) -> int:
 
 def _lent(now: float, but: str) -> sa.ScalarSelect[int]:
     """Leases on an item that have not run out, but for one rater's."""
-    a = assignments.alias()
+    a = _others
     query = sa.select(sa.func.count()).where(a.c.item == items.c.id, a.c.state == "open", a.c.expires > now)
     return query.where(a.c.purpose == "label", a.c.rater != but).correlate(items).scalar_subquery()
 

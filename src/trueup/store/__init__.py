@@ -320,8 +320,10 @@ SAID = (
 
 def live(p: Any = preferences) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     """What holds of a verdict that is no history."""
-    later = preferences.alias()
-    return ~p.c.withdrawn, ~sa.exists().where(later.c.supersedes == p.c.id)
+    return ~p.c.withdrawn, ~sa.exists().where(_later.c.supersedes == p.c.id)
+
+
+_later = preferences.alias("later")
 
 
 def as_row(judged: Judged) -> dict[str, Any]:
