@@ -175,8 +175,9 @@ def test_a_budget_of_its_own_comes_from_what_the_proxy_learned_from(toy, mesh):
     shutil.copytree(toy / "reward/final", toy / "wise", dirs_exist_ok=True)
     config["trueup"]["answers"] = 7000
     (toy / "wise/config.json").write_text(json.dumps(config))
-    keys = {**watched(kl_budget="auto", labels=9), "scorer": "wise", "steps": 2}
-    assert results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]["kl_budget"] == pytest.approx(np.log(70))
+    keys = {**watched(kl_budget="auto", labels=1), "scorer": "wise", "steps": 4}
+    found = results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]
+    assert found["kl_budget"] == pytest.approx(np.log(70)) and [c["pairs"] for c in found["checks"]] == [0, 1]
     keys = {**watched(kl_budget="auto", labels=9), "scorer": "toyrules:blue", "steps": 2}
     assert results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]["kl_budget"] is None
 
