@@ -47,6 +47,10 @@ EQUIVALENT: dict[str, str] = {
     "  ->  if p.shape != outcome.shape or outcome.ndim != 1 or bins < 1:": "p and outcome have one shape here",
     "statistics.py: error += n / len(p) * abs(confidence - observed)"
     "  ->  error += n / len(outcome) * abs(confidence - observed)": "p and outcome have one length here",
+    "temperature.py: while low < (middle := ((low + high) / 2)) < high:"
+    "  ->  while low <= (middle := ((low + high) / 2)) < high:": "once more, where no number lies between",
+    "temperature.py: slope = (z * (torch.sigmoid(middle * z) - y)).sum()"
+    "  ->  slope = (z * (torch.sigmoid(middle * z) - y)).mean()": "the sign alone is read",
 }
 
 OPERATORS: dict[type[ast.AST], list[type[Any]]] = {

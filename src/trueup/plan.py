@@ -199,7 +199,7 @@ class Folders:
         return parse(type(stage.config), data, f"stage '{stage.name}'")
 
     def _scorer(self, spec: Any) -> Any:
-        if isinstance(spec, Mapping) and "use" in spec:
+        if isinstance(spec, Mapping) and ("use" in spec or "constitution" in spec):
             return None
         if isinstance(spec, Mapping) and "ensemble" in spec:
             raise UserError(f"{spec['ensemble']}: {ENSEMBLE}")
@@ -209,7 +209,9 @@ class Folders:
 
 
 def _is_model(spec: str) -> bool:
-    return not CALLABLE.match(spec) and not spec.startswith(("http://", "https://"))
+    """Whether a scorer or judge is a reward model: no function, server, rule or file of verdicts."""
+    elsewhere = spec.startswith(("http://", "https://")) or spec == "length" or spec.endswith(".jsonl")
+    return not elsewhere and not CALLABLE.match(spec)
 
 
 def critic_of(config: Any) -> str | None:

@@ -264,6 +264,8 @@ def stage_key(phase: str, version: int, config: Config, stages: Mapping[str, Sta
                 return f"@{stage.key}{value[len(str(stage.folder)) :]}"
         if CALLABLE.match(value):
             return f"{value} {source_hash(value.partition(':')[0])}"
+        if value.endswith(".sqlite"):  # a cache that the stage itself adds to: known by its name
+            return value
         return hash_path(Path(value)) if value and Path(value).exists() else value
 
     text = json.dumps([phase, version, key_fields(config, content)], sort_keys=True)

@@ -18,7 +18,8 @@ import pytest
 from tests.judges.server import Server
 from trueup.judges import make_judge
 from trueup.judges.endpoint import last_letter, only_letter, read
-from trueup.records import Comparison, Completion, Prompt, UserError
+from trueup.recipe import load_recipe, resolve
+from trueup.records import Comparison, Completion, Prompt, UserError, write_jsonl
 from trueup.world import base_path
 
 PAIRS = [Comparison(Prompt.of(f"Number {i}?"), (Completion(f"It is {i}."), Completion("No idea."))) for i in range(6)]
@@ -237,3 +238,15 @@ def test_a_server_that_somebody_else_wrote(mesh, tmp_path):
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_a_cache_that_grows_makes_no_new_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    judge = {"constitution": "default", "endpoint": "http://127.0.0.1:9/v1", "model": "m", "cache": "mine.sqlite"}
+    recipe = load_recipe({"name": "x", "stages": {"judged": {"data": "p.jsonl", "judge": judge}}})
+    before = resolve(recipe, Path("runs"))[0].key
+    (tmp_path / "mine.sqlite").write_text("more")
+    assert resolve(recipe, Path("runs"))[0].key == before
+    (tmp_path / "default").write_text("name: other")  # a constitution's content decides
+    assert resolve(recipe, Path("runs"))[0].key != before

@@ -35,11 +35,10 @@ def fit_temperature(p: Numbers, outcome: Numbers, *, lowest: float = 0.05, highe
     if not z.any():
         return 1.0
     low, high = 1 / highest, 1 / lowest
-    for _ in range(60):
-        middle = (low + high) / 2
+    while low < (middle := (low + high) / 2) < high:  # until no number lies between
         slope = (z * (torch.sigmoid(middle * z) - y)).sum()
         low, high = (low, middle) if slope > 0 else (middle, high)
-    return 2 / (low + high)
+    return 1 / middle
 
 
 def _logits(p: Numbers) -> Tensor:
