@@ -247,4 +247,5 @@ def test_pandalm_s_raters_and_gpt_3_5(tmp_path, mesh):
     found = measure(make_judge(str(tmp_path / "read.jsonl"), mesh).judge(pairs), judged)
     assert (found["unanimous"]["pairs"], found["split"]["pairs"], found["abstained"]) == (860, 114, 25)
     assert round(found["unanimous"]["accuracy"], 3) == 0.736 and round(found["split"]["accuracy"], 3) == 0.561
-    assert found["accepted"] is False and found["one_person"]["person"] > 0.95 > 0.75 > found["one_person"]["judge"]
+    assert round(found["one_person"]["person"], 3) == 0.958 and found["accepted"] is False
+    assert found["one_person"]["judge"] < 0.75
