@@ -68,7 +68,7 @@ def test_what_goes_out_comes_in_again(store, tmp_path, suffix):
     out = tmp_path / f"labels{suffix}"
     assert export_file(store, "labels", out) == 3
     found = read_preferences(out).records
-    assert next((p.chosen.text, p.label, p.rater) for p in found) == ("good answer 0", 1.0, "ann")
+    assert (found[0].chosen.text, found[0].label, found[0].rater) == ("good answer 0", 1.0, "ann")
     columns = (
         set(pq.read_table(out).column_names)
         if suffix == ".parquet"

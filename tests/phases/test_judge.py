@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from tests.label.ask import grade, queue
 from tests.toy import results, rows, run
 from trueup.data.readers import read_preferences
+from trueup.label.queue import Answer
 from trueup.phases.reward import rater_agreement
 from trueup.records import UserError, Waiting
 from trueup.store import Store
@@ -128,3 +130,25 @@ def test_waiting_is_exit_code_75(toy, answers):
     ended = subprocess.run(command, cwd=toy, capture_output=True, text=True)
     assert ended.returncode == 75
     assert ended.stderr.startswith("trueup: waits for 2 of 2 comparisons") and len(ended.stderr.splitlines()) == 1
+
+
+def test_people_answer_on_the_labelling_page(toy, answers):
+    keys = people(answers, seed=23, store="runs/page.sqlite", overlap=1.0)
+    with pytest.raises(Waiting, match=r"6 of 6 comparisons to be labelled: trueup label runs/page\.sqlite"):
+        run(toy, keys, name="paged")
+    store = Store(toy / "runs/page.sqlite")
+    q = queue(store)
+    for k in range(6):
+        task = q.next("ann")
+        q.submit(task.assignment, "ann", Answer(grade(task, "the sky")))
+        if k == 0:
+            with pytest.raises(Waiting, match="5 of 6"):
+                run(toy, keys, name="paged")
+    found = run(toy, keys, name="paged")["judge"]
+    assert results(found)["comparisons"] == 6
+    preferences = read_preferences(found.folder / "comparisons.jsonl").records
+    assert {(p.chosen.text, p.label) for p in preferences} == {("the sky is blue.", 1.0)}
+    assert {p.rater for p in preferences} == {"ann", "ann, asked second"}
+    assert rater_agreement(preferences) == 1.0
+    assert len(store.preferences()) == 6  # once, where they were given
+    store.close()

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import sqlalchemy as sa
-
 from trueup.data.completions import read_completions
 from trueup.data.files import raw_rows
 from trueup.data.readers import Useless, preference_of
@@ -25,7 +23,6 @@ from trueup.label.queue import ADJUDICATION, TEST
 from trueup.records import Comparison, Prompt, UserError, write_jsonl
 from trueup.run import now
 from trueup.store import Asked, Judged, Kind, Store, as_row
-from trueup.store.tables import comparisons, items
 
 GOLD = {"first": 1.0, "second": 0.0, "tie": 0.5}
 OWN = (
@@ -358,10 +355,3 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
     os.replace(temporary, path)
-
-
-def open_items(store: Store, origin: str) -> int:
-    """How many comparisons of an origin still wait for answers."""
-    query = sa.select(sa.func.count()).select_from(items.join(comparisons, comparisons.c.id == items.c.comparison))
-    with store.reading() as db:
-        return db.execute(query.where(items.c.open, comparisons.c.origin == origin)).scalar_one()

@@ -6,8 +6,8 @@ person is not asked again after a kill), drop what the judge abstains on (counte
 twice, so that the raters' agreement, and with it the best accuracy that a reward model can reach on their labels, is
 known. With `humans` the judge is measured first, on pairs that people have judged: one that is worse than a single
 person is refused, and another's probabilities are made as sure as they deserve. With `judge=people` the pairs go into a
-file that people fill in, and the run waits for it. With `store` the verdicts are appended to a preference store too.
-Not in it: where the judge's opinion comes from (`judges`).
+file that people fill in, or with `store` into the queue of the labelling page, and the run waits. With `store` the
+verdicts are appended to a preference store too. Not in it: where the judge's opinion comes from (`judges`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from trueup.math import at_temperature
 from trueup.records import Comparison, Judge, UserError, Verdict, Waiting, write_jsonl
 from trueup.run import Run, now
 from trueup.scorers import Spec, make_scorer
-from trueup.store import Judged, Kind, Store, as_row
+from trueup.store import Asked, Judged, Kind, Store, as_row
 
-PEOPLE = "people"
+PEOPLE, TO_LABEL = "people", "to-label.jsonl"
 CHOICES = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
 """What people may write, as the probability that the first is better."""
 
@@ -46,8 +46,8 @@ class JudgeConfig(Config):
     completions: str
     """A `completions.jsonl` of phase `generate`, with two or more completions a prompt."""
     judge: JudgeSpec
-    """Who decides: `module:function`, {use: module:function, ...}, a reward model's folder, or `people`, who fill in
-    the file that the run then waits for."""
+    """Who decides: `module:function`, {use: module:function, ...}, a reward model's folder, or `people`, for whom the
+    run then waits: with `store` they answer on the page of `trueup label`, without it in a file."""
     kind: Kind = display("ai")
     """What the rater is, for the store's record: human, ai, gold or simulated; people are human."""
     store: str | None = display(None)
@@ -76,9 +76,10 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     again = [c for c in comparisons if rng.random() < config.overlap]
     second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
     measured: dict[str, Any] = {}
+    on_page = config.judge == PEOPLE and config.store is not None and not (run.folder / TO_LABEL).exists()
     if config.judge == PEOPLE:
-        name = PEOPLE
-        verdicts = people_say(run, mesh, [*comparisons, *second])
+        name, asked = PEOPLE, [*comparisons, *second]
+        verdicts = labelled(run, mesh, str(config.store), asked) if on_page else people_say(run, mesh, asked)
     else:
         judge = make_judge(config.judge, mesh, seed=config.seed)
         others = make_judge(config.judge, mesh, seed=config.seed + 1)  # simulated raters: other people
@@ -108,7 +109,7 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     rows = [as_row(j) for j in judged]
     if mesh.is_main:
         write_jsonl(run.folder / "comparisons.jsonl", rows)
-        if config.store:
+        if config.store and not on_page:  # what was said on the page is there
             store = Store(config.store)
             run.say(f"{store.append(judged)} verdicts appended to {config.store}")
             store.close()
@@ -189,7 +190,7 @@ def people_say(run: Run, mesh: Mesh, comparisons: list[Comparison]) -> list[Verd
     """What people wrote into `to-label.jsonl` of the stage's folder, which is made where it is not there.
 
     Raises Waiting while a choice is missing."""
-    path = run.folder / "to-label.jsonl"
+    path = run.folder / TO_LABEL
     rows = [
         {
             "id": i,
@@ -224,4 +225,27 @@ def people_say(run: Run, mesh: Mesh, comparisons: list[Comparison]) -> list[Verd
         raise Waiting(
             f"{open_rows} of {len(rows)} comparisons to be labelled in {path}: write {', '.join(CHOICES)} into 'choice'"
         )
+    return verdicts
+
+
+def labelled(run: Run, mesh: Mesh, place: str, comparisons: list[Comparison]) -> list[Verdict]:
+    """What people said on the labelling page, of comparisons that are put into the store's queue: the mean of a
+    comparison's verdicts, or an abstention where nobody could judge. Raises Waiting while one of them is open."""
+    run.begin()
+    origin = f"{run.folder.name}, asked"
+    store = Store(place)
+    if mesh.is_main:
+        store.ask([Asked(c) for c in comparisons], origin)
+    mesh.barrier()
+    waiting, said = store.open_items(origin), store.preferences(origins=[origin])
+    store.close()
+    if waiting:
+        raise Waiting(f"{waiting} of {len(comparisons)} comparisons to be labelled: trueup label {place}")
+    verdicts = []
+    for comparison in comparisons:
+        texts = [c.text for c in comparison.completions]
+        of_it = [j for j in said if j.comparison.prompt.id == comparison.prompt.id]
+        of_it = [j for j in of_it if [c.text for c in j.comparison.completions] == texts]
+        p = sum(j.p for j in of_it) / len(of_it) if of_it else None
+        verdicts.append(Verdict(p, ", ".join(sorted({j.rater for j in of_it})) or PEOPLE))
     return verdicts

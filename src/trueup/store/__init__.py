@@ -292,6 +292,12 @@ class Store:
         with self.reading() as db:
             return [_judged(row) for row in db.execute(query).mappings()]
 
+    def open_items(self, origin: str) -> int:
+        """How many comparisons of an origin still wait for people."""
+        query = sa.select(sa.func.count()).select_from(items.join(comparisons, comparisons.c.id == items.c.comparison))
+        with self.reading() as db:
+            return db.execute(query.where(items.c.open, comparisons.c.origin == origin)).scalar_one()
+
     def demonstrations(self) -> list[tuple[Demonstration, str, Kind]]:
         """What raters wrote, with who wrote it and what that rater is, in the order of appending."""
         d = demonstrations
