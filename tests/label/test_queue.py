@@ -242,6 +242,12 @@ def test_one_s_own_items_come_again(store):
         assert db.execute(sa.select(items.c.done).where(items.c.id == said[0].item)).scalar_one() == 1
 
 
+def test_one_s_own_items_come_again_only_after_others(store):
+    store.ask([pair(i) for i in range(12)], "batch")
+    q = queue(store, Rules(onboarding=0, gold_every=0, repeat_every=2, repeat_gap=3))
+    assert [answer(q, "ann")[0].item for _ in range(6)] == [1, 2, 3, 4, 1, 5]
+
+
 def test_a_cap_holds(store):
     store.ask([pair(i) for i in range(4)], "batch")
     q = queue(store, PLAIN.model_copy(update={"cap": 2}))
