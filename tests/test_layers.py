@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "trueup"
-GROUND = {"records", "config", "run", "store", "faults", "named"}
+GROUND = {"records", "config", "run", "store", "faults", "named", "agreement"}
 MAY = {
     "records": set(),
     "faults": {"records"},
@@ -20,6 +20,7 @@ MAY = {
     "track": {"records"},
     "run": {"records", "config", "track"},
     "store": {"records"},
+    "agreement": set(),
     "math": set(),
     "data": GROUND,
     "models": GROUND | {"math", "data"},

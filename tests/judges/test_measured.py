@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.shared import SHARED, needs_shared
+from trueup.agreement import cohen_kappa
 from trueup.data.prepare import Pair
 from trueup.judges import make_judge
 from trueup.judges.measured import compare, majority, measure
 from trueup.judges.recorded import Judged, read_judged
-from trueup.math import cohen_kappa
 from trueup.phases.judge import JudgeConfig, run_phase
 from trueup.phases.reward import batch_of, pair_loss
 from trueup.records import Comparison, Completion, Preference, Prompt, Reading, UserError, Verdict, write_jsonl

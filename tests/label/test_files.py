@@ -10,8 +10,8 @@ import pytest
 
 from tests.label.ask import grade, pair, queue
 from tests.shared import SHARED, needs_shared
+from trueup.agreement import alpha, by_rater, cohen_kappa, pair_kappas
 from trueup.data.readers import read_demonstrations, read_preferences
-from trueup.label.agreement import alpha, by_rater, cohen_kappa, pair_kappas
 from trueup.label.files import ask_file, export_file, import_file
 from trueup.label.manager import figures, manager_view, share
 from trueup.label.queue import Answer
@@ -128,12 +128,38 @@ def test_label_studio_s_tasks_come_in(store, tmp_path):
         import_file(store, write(tmp_path / "x.json", [{"data": {"q": 1}, "annotations": []}]), origin="x")
 
 
+def test_kappa_by_hand():
+    """10 items: both say 0 on 4, both 1 on 3, a 0 and b 1 on 2, a 1 and b 0 on 1. Observed 7/10; a says 0 on 6, b on
+    5: chance .6 x .5 + .4 x .5 = .5; kappa (.7 - .5) / .5 = .4."""
+    a = [0] * 4 + [1] * 3 + [0] * 2 + [1]
+    b = [0] * 4 + [1] * 3 + [1] * 2 + [0]
+    assert cohen_kappa(a, b) == pytest.approx(0.4)
+
+
+def test_kappa_of_three_classes():
+    """a 0,0,1,2 and b 0,1,1,0: observed 1/2; chance by a's and b's shares: 0: 1/2 x 1/2, 1: 1/4 x 1/2, 2: 1/4 x 0 =
+    3/8; kappa (1/8) / (5/8) = .2."""
+    assert cohen_kappa([0, 0, 1, 2], [0, 1, 1, 0]) == pytest.approx(0.2)
+
+
+def test_kappa_at_its_ends():
+    assert cohen_kappa([0, 1], [0, 1]) == 1.0
+    assert cohen_kappa([0, 1], [1, 0]) == -1.0
+    assert cohen_kappa([0, 0, 1, 1], [0, 1, 0, 1]) == 0.0
+
+
+def test_kappa_that_is_undefined():
+    """Both say one and the same of all, or there is nothing to agree on."""
+    assert math.isnan(cohen_kappa([5, 5], [5, 5])) and math.isnan(cohen_kappa([], []))
+    with pytest.raises(ValueError, match="1 and 2 ratings"):
+        cohen_kappa([0], [0, 1])
+
+
 def test_kappa_and_alpha_by_hand():
     # two raters, ten items, eight alike; shares of 1: .6 and .6 -> (.8 - .52) / .48
     a = [1] * 6 + [-1] * 4
     b = [1] * 5 + [-1] * 4 + [1]
     assert cohen_kappa(a, b) == pytest.approx((0.8 - 0.52) / 0.48)
-    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
     ratings = by_rater([("a", i, x) for i, x in enumerate(a)] + [("b", i, x) for i, x in enumerate(b)])
     assert pair_kappas(ratings) == [("a", "b", 10, pytest.approx(0.58333, abs=1e-4))]
     # alpha: 1 - apart / expected over 20 values, 12 and 8 of each: 4 / 20 against 192 / 380

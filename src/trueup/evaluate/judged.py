@@ -67,7 +67,8 @@ def run_phase(config: JudgedConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         results["against"] = {"judge": other.name, **(measure if people else biases)(theirs, judged), "both": shared}
         if people:
             run.say(line(other.name, results["against"]))
-        alike = "-" if shared["pairs"] == 0 else f"{shared['agreement']:.1%}, kappa {shared['kappa']:.3f}"
+        kappa = "" if shared["kappa"] is None else f", kappa {shared['kappa']:.3f}"
+        alike = "-" if shared["pairs"] == 0 else f"{shared['agreement']:.1%}{kappa}"
         run.say(f"{judge.name} and {other.name} agree on {alike} of {shared['pairs']} pairs")
     if mesh.is_main:
         both = list(zip(verdicts, judged, strict=True))

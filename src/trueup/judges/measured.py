@@ -11,14 +11,16 @@ verdicts that have readings in two orders), and how often the longer one wins, f
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from trueup.agreement import cohen_kappa
 from trueup.judges.recorded import Judged
-from trueup.math import at_temperature, bootstrap_interval, cohen_kappa, expected_calibration_error, fit_temperature
+from trueup.math import at_temperature, bootstrap_interval, expected_calibration_error, fit_temperature
 from trueup.records import Verdict
 
 FIRST, TIE, SECOND = 0, 1, 2
@@ -56,7 +58,7 @@ def measure(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, 
         },
         "split": {"pairs": sum(split), "accuracy": _mean([r for r, s in zip(right, split, strict=True) if s])},
         "by_category": by_category(right, [j for *_, j in known]),
-        "kappa": cohen_kappa([s for s, *_ in known], [m for _, _, m, _ in known]) if known else None,
+        "kappa": _kappa([s for s, *_ in known], [m for _, _, m, _ in known]),
         "one_person": one,
         "accepted": None if one["pairs"] == 0 else bool(one["judge"] >= one["person"]),
         **calibration(said),
@@ -137,7 +139,7 @@ def compare(a: Sequence[Verdict], b: Sequence[Verdict]) -> dict[str, Any]:
     return {
         "pairs": len(both),
         "agreement": _mean([x == y for x, y in both]),
-        "kappa": cohen_kappa([x for x, _ in both], [y for _, y in both]) if both else None,
+        "kappa": _kappa([x for x, _ in both], [y for _, y in both]),
     }
 
 
@@ -171,6 +173,12 @@ def refusal(name: str, found: dict[str, Any]) -> str:
 
 def _p(x: float | None) -> str:
     return "-" if x is None else f"{x:.1%}"
+
+
+def _kappa(a: Sequence[int], b: Sequence[int]) -> float | None:
+    """None where it is undefined: without pairs, or where both say one and the same of all."""
+    found = cohen_kappa(a, b)
+    return None if math.isnan(found) else found
 
 
 def _f(x: float | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from trueup.label.agreement import alpha, by_rater, pair_kappas
+from trueup.agreement import alpha, by_rater, pair_kappas
 from trueup.label.queue import ADJUDICATION, Queue, side
 from trueup.store import Store, live
 from trueup.store.tables import assignments, comparisons, completions, items, log, preferences, raters

@@ -5,7 +5,6 @@ config, no device, no logging. Values outside a mask are zero and never read.
 """
 
 from trueup.math.advantages import RunningBaseline, grpo_advantages, rloo_advantages
-from trueup.math.agreement import cohen_kappa
 from trueup.math.best_of_n import best_of_n, best_of_n_bound, best_of_n_kl
 from trueup.math.ensemble import disagreement, ensemble_score
 from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate, kl_loss
@@ -39,7 +38,6 @@ __all__ = [
     "bradley_terry_loss",
     "center_penalty",
     "clip_fraction",
-    "cohen_kappa",
     "disagreement",
     "dpo_loss",
     "drop_bound",

@@ -1,4 +1,4 @@
-"""Agreement beyond chance, and temperature scaling, worked by hand."""
+"""Temperature scaling, worked by hand."""
 
 from __future__ import annotations
 
@@ -7,33 +7,7 @@ import math
 import pytest
 import torch
 
-from trueup.math import at_temperature, cohen_kappa, fit_temperature
-
-
-def test_kappa_by_hand():
-    """10 items: both say 0 on 4, both 1 on 3, a 0 and b 1 on 2, a 1 and b 0 on 1. Observed 7/10; a says 0 on 6, b on
-    5: chance .6 x .5 + .4 x .5 = .5; kappa (.7 - .5) / .5 = .4."""
-    a = [0] * 4 + [1] * 3 + [0] * 2 + [1]
-    b = [0] * 4 + [1] * 3 + [1] * 2 + [0]
-    assert cohen_kappa(a, b) == pytest.approx(0.4)
-
-
-def test_kappa_of_three_classes():
-    """a 0,0,1,2 and b 0,1,1,0: observed 1/2; chance by a's and b's shares: 0: 1/2 x 1/2, 1: 1/4 x 1/2, 2: 1/4 x 0 =
-    3/8; kappa (1/8) / (5/8) = .2."""
-    assert cohen_kappa(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0])) == pytest.approx(0.2)
-
-
-def test_kappa_at_its_ends():
-    assert cohen_kappa([0, 1], [0, 1]) == 1.0 and cohen_kappa([5, 5], [5, 5]) == 1.0
-    assert cohen_kappa([0, 1], [1, 0]) == -1.0
-    assert cohen_kappa([0, 0, 1, 1], [0, 1, 0, 1]) == 0.0
-
-
-@pytest.mark.parametrize("a, b", [([], []), ([0], [0, 1]), ([[0]], [[0]])])
-def test_kappa_refuses(a, b):
-    with pytest.raises(ValueError, match=r"a \("):
-        cohen_kappa(a, b)
+from trueup.math import at_temperature, fit_temperature
 
 
 def test_temperature_by_hand():

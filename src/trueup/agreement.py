@@ -1,4 +1,4 @@
-"""How far raters agree: Krippendorff's alpha with its interval, Cohen's kappa of each pair, steadiness of each one.
+"""How far raters agree: Krippendorff's alpha with its interval, Cohen's kappa of each pair. No torch.
 
 A rating is 1, -1 or 0: the first better, the second, neither. Alpha is evalica's (nominal).
 """
