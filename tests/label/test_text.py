@@ -69,6 +69,11 @@ def test_an_attack_is_text(attack):
     assert read(attack).bad == []
 
 
+def test_what_an_attack_says_is_seen():
+    said = "<script>alert(1)</script> <b onclick=x>bold</b>"
+    assert read(said).text.strip() == said
+
+
 def test_markdown_is_shown():
     shown = str(
         render("# Title\n\n**bold** and `code`\n\n```python\nx < 1\n```\n\n1. one\n2. two\n\n|a|b|\n|-|-|\n|1|2|")
