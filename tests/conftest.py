@@ -62,7 +62,7 @@ def postgres():
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def place(request, tmp_path):
     """Where a store may be: a path, then a URL."""
     if request.param == "sqlite":
