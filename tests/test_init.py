@@ -7,7 +7,6 @@ import json
 import pytest
 import yaml
 
-from tests.test_cli import call  # noqa: F401
 from trueup.recipe import load_recipe, resolve
 
 FILES = ["--demonstrations", "demos.jsonl", "--comparisons", "pairs.jsonl", "--prompts", "prompts.jsonl"]
