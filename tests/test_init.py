@@ -12,7 +12,7 @@ from trueup.recipe import load_recipe, resolve
 FILES = ["--demonstrations", "demos.jsonl", "--comparisons", "pairs.jsonl", "--prompts", "prompts.jsonl"]
 
 
-def test_what_it_writes_runs_unchanged(toy, call):  # noqa: F811
+def test_what_it_writes_runs_unchanged(toy, call):
     code, out, err = call(toy, "init", "mine.yaml", "--model", "base", *FILES)
     assert code == 0, err
     assert "demos.jsonl: 512 rows of demonstrations from columns prompt, completion; 64 prompts; replies of" in out
@@ -39,7 +39,7 @@ def test_what_it_writes_runs_unchanged(toy, call):  # noqa: F811
         (["--comparisons", "few.jsonl", "--heldout", "prompts.jsonl"], {"reward", "ppo", "evaluate"}),
     ],
 )
-def test_stages_are_those_that_there_is_data_for(toy, tmp_path, monkeypatch, call, files, stages):  # noqa: F811
+def test_stages_are_those_that_there_is_data_for(toy, tmp_path, monkeypatch, call, files, stages):
     (toy / "few.jsonl").write_text("".join((toy / "pairs.jsonl").read_text().splitlines(keepends=True)[:8]))
     out = tmp_path / "made.yaml"
     code, _, err = call(toy, "init", str(out), "--model", "base", *files, "--name", 'with "quotes": yes')
@@ -63,7 +63,7 @@ def test_stages_are_those_that_there_is_data_for(toy, tmp_path, monkeypatch, cal
         (["new.yaml", "--model", "base", "--comparisons", "demos.jsonl"], "demos.jsonl, line 1: found columns"),
     ],
 )
-def test_mistakes_write_nothing(toy, call, arguments, said):  # noqa: F811
+def test_mistakes_write_nothing(toy, call, arguments, said):
     (toy / "there.yaml").write_text("mine")
     code, _, err = call(toy, "init", *arguments)
     (line,) = [text for text in err.splitlines() if text.startswith("trueup: ")]
