@@ -234,11 +234,11 @@ def test_cut_off_at_an_audit_the_judge_is_not_asked_again(toy):
 
 def test_which_answer_stands_first_is_drawn(toy):
     """A judge that always takes the first answer gives the policy half of the wins."""
-    (toy / "sides.py").write_text(
+    (toy / "standing.py").write_text(
         "from trueup.records import Verdict\n\nclass First:\n    name = 'first'\n"
         "    def judge(self, comparisons):\n        return [Verdict(1.0, 'f') for _ in comparisons]\n"
     )
-    found = results(run(toy, {"ppo": {**watched("sides:First"), "steps": 2}}, name="sides")["ppo"])["watch"]
+    found = results(run(toy, {"ppo": {**watched("standing:First"), "steps": 2}}, name="sides")["ppo"])["watch"]
     assert found["labels"] > 30 and 0.25 < found["checks"][0]["audited"] < 0.75
 
 
