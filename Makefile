@@ -4,16 +4,19 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# A file's tests share what is made for them, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test test-all lint mutate system clean
 
 demo: $(VENV)/.installed
 	$(BIN)/trueup demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not long and not browser"
+	$(PYTEST) -m "not long and not browser"
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "long or browser"
+	$(PYTEST) -m "long or browser"
 	$(BIN)/python scripts/mutate.py
 
 mutate: $(VENV)/.installed-dev

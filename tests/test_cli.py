@@ -258,22 +258,13 @@ def test_keys_lists_every_key_with_its_meaning(toy, call):
     assert "model = required" in shown and "train.optim.schedule = 'cosine'" in shown  # the phase's, not Optim's
 
 
-def test_chat_answers_and_can_show_two_models(toy):
-    done = trueup(
-        "chat",
-        "sft",
-        "--beside",
-        "base",
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "20",
-        cwd=toy,
-        stdin="what is the colour of aa?\n/new\nwhat is the colour of bb?\n\n",
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("blue") + done.stdout.count("yes please") >= 2
-    assert "sft" in done.stdout and "base" in done.stdout
+def test_chat_answers_and_can_show_two_models(toy, call):
+    said = "what is the colour of aa?\n/new\nwhat is the colour of bb?\n\n"
+    keys = ["--beside", "base", "--temperature", "0", "--max-tokens", "20"]
+    code, out, err = call(toy, "chat", "sft", *keys, stdin=said)
+    assert code == 0, err
+    assert out.count("blue") + out.count("yes please") >= 2
+    assert "sft" in out and "base" in out
 
 
 @pytest.mark.long

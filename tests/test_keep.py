@@ -109,10 +109,9 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_the_last_checkpoint_is_kept(t
     assert killed(toy, "sft", keys, "no-room", lambda made: count(made / "metrics.jsonl") >= 5)
     made = made_by(toy, "sft", "no-room")
     (before,) = names(made)
-    process = start(toy, "sft", keys, "no-room", largest=300)
-    said, _ = process.communicate()
+    code, said = start(toy, "sft", keys, "no-room", largest=300).wait()
     (line,) = [text for text in said.splitlines() if text.startswith("trueup: ")]
-    assert process.returncode == 2 and "Traceback" not in said, said
+    assert code == 2 and "Traceback" not in said, said
     assert f"File too large; checkpoint-{before} is kept, and the same command goes on from it" in line
     assert names(made) == [before] and not list(made.glob(".*"))
     same_end(whole, finished(toy, "sft", keys, "no-room"))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Command
 from tests.toy import metrics, run
 from trueup.evaluate.compare import EvaluateConfig, optimized
 from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import UserError
 
-SRC_ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 SFT = {
     "phase": "sft",
     "model": "base",
@@ -146,17 +144,11 @@ def test_a_name_is_keyed_as_written_and_a_path_by_its_contents(toy, tmp_path, mo
     assert keys()["sft"] != before["sft"]
 
 
-def start(folder: Path, stage: str, keys: dict, name: str, largest: int | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, stage: str, keys: dict, name: str, largest: int | None = None) -> Command:
     """A recipe of one stage, run by the command line alone, which may write files of `largest` KiB."""
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps({"name": name, "device": "cpu", "stages": {stage: keys}}))
-    env = {**os.environ, **SRC_ENV}
-    command = [sys.executable, "-m", "trueup", "run", path.name]
-    if largest:
-        command = ["bash", "-c", f'ulimit -f {largest}; exec "$@"', "bash", *command]
-    return subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+    return Command(folder, "run", path.name, largest=largest)
 
 
 def made_by(folder: Path, stage: str, name: str) -> Path | None:
@@ -172,16 +164,14 @@ def killed(folder: Path, stage: str, keys: dict, name: str, moment: Callable[[Pa
             break
         time.sleep(0.0005)
     process.kill()
-    process.communicate()
     made = made_by(folder, stage, name)
     return made is not None and json.loads((made / "manifest.json").read_text())["status"] == "running"
 
 
 def finished(folder: Path, stage: str, keys: dict, name: str) -> Path:
-    process = start(folder, stage, keys, name)
-    said, _ = process.communicate()
+    code, said = start(folder, stage, keys, name).wait()
     made = made_by(folder, stage, name)
-    assert process.returncode == 0 and made, said
+    assert code == 0 and made, said
     return made
 
 

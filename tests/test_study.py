@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from tests.commands import Command
 from tests.report.test_browser import Visit, browser  # noqa: F401
 from tests.toy import run
 from trueup.records import UserError
@@ -68,10 +65,8 @@ def folder(toy) -> Path:
     return toy
 
 
-def start(folder: Path, *keys: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    command = [sys.executable, "-m", "trueup", "overoptimize", "study-recipe.yaml", "--study", "study.yaml", *keys]
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder: Path, *keys: str) -> Command:
+    return Command(folder, "overoptimize", "study-recipe.yaml", "--study", "study.yaml", *keys)
 
 
 def manifests(folder: Path) -> dict[Path, dict]:
@@ -90,13 +85,11 @@ def done(folder) -> Path:
         if any(p.name.startswith("ppo") and m["status"] == "running" for p, m in manifests(folder).items()):
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     before = {p: m for p, m in manifests(folder).items() if m["status"] == "done"}
     assert before and len(before) < 38
-    process = start(folder, "--jobs", "2")
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
+    code, said = start(folder, "--jobs", "2").wait()
+    assert code == 0, said
     assert f"38 stages, {len(before)} done before" in said
     after = manifests(folder)
     assert len(after) == 38 and {m["status"] for m in after.values()} == {"done"}
@@ -105,12 +98,12 @@ def done(folder) -> Path:
 
 
 def test_killed_it_goes_on_and_does_nothing_again(done, folder):
-    said, _ = start(folder).communicate()
+    _, said = start(folder).wait()
     assert "38 stages, 38 done before" in said and "report:" in said
 
 
 def test_a_new_seed_and_a_new_coefficient_make_only_what_is_new(folder, done):
-    said, _ = start(folder, "--dry-run", "seeds=[0,1,2]", "kl_coefs=[0,0.25,1]").communicate()
+    _, said = start(folder, "--dry-run", "seeds=[0,1,2]", "kl_coefs=[0,0.25,1]").wait()
     due = [line for line in said.splitlines() if line.startswith("due")]
     assert len([line for line in due if "seed 2" in line]) == 21
     assert sorted(line.split()[3] for line in due if "seed 0" in line) == ["ppo-kl-1", "versions-kl-1"]
@@ -140,11 +133,11 @@ def test_what_a_study_leaves(done):
 
 def test_seeds_run_elsewhere_are_joined(done, folder, monkeypatch):
     found = {name: (done / name).read_bytes() for name in ("data.parquet", "gates.json", "curves.json")}
-    said, _ = start(folder, "seeds=[0]").communicate()
+    _, said = start(folder, "seeds=[0]").wait()
     assert "19 stages, 19 done before" in said and json.loads((done / "gates.json").read_text())["seeds"] == 1
     apart = folder / "seed-0.parquet"
     (done / "data.parquet").rename(apart)
-    said, _ = start(folder, "--with", str(apart)).communicate()
+    _, said = start(folder, "--with", str(apart)).wait()
     assert "19 stages, 19 done before" in said  # seed 1's
     assert {name: (done / name).read_bytes() for name in found} == found
     (folder / "broken.parquet").write_text("rows")
@@ -181,9 +174,8 @@ def test_the_report_holds_every_chart(done):
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(folder, keys, said):
-    process = start(folder, *keys)
-    text, _ = process.communicate()
-    assert process.returncode == 2 and text.splitlines()[-1].startswith(f"trueup: {said}")
+    code, text = start(folder, *keys).wait()
+    assert code == 2 and text.splitlines()[-1].startswith(f"trueup: {said}")
 
 
 @pytest.mark.browser

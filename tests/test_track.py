@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_recipe import SFT, SRC_ENV
+from tests.commands import Command
+from tests.test_recipe import SFT
 from tests.toy import metrics
 from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import UserError
@@ -86,12 +84,8 @@ def test_trackio_holds_them(toy, monkeypatch, tmp_path):
     (toy / "trackio.yaml").write_text(
         json.dumps({"name": "trackio-run", "device": "cpu", "track": "trackio", "stages": {"sft": KEYS}})
     )
-    path = os.pathsep.join([SRC_ENV["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, **SRC_ENV, "PYTHONPATH": path, "TRACKIO_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "trueup", "run", "trackio.yaml"], cwd=toy, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    code, said = Command(toy, "run", "trackio.yaml", env={"TRACKIO_DIR": str(tmp_path)}).wait()
+    assert code == 0, said
     import sqlite3
 
     (base,) = tmp_path.glob("trackio-run*.db")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -115,21 +113,10 @@ def test_what_people_spoil_is_told(toy, answers, spoil, said):
         path.write_text(whole)
 
 
-def test_waiting_is_exit_code_75(toy, answers):
-    command = [
-        sys.executable,
-        "-m",
-        "trueup",
-        "judge",
-        "completions=answers.jsonl",
-        "judge=people",
-        "limit=2",
-        "overlap=0",
-        "device=cpu",
-    ]
-    ended = subprocess.run(command, cwd=toy, capture_output=True, text=True)
-    assert ended.returncode == 75
-    assert ended.stderr.startswith("trueup: waits for 2 of 2 comparisons") and len(ended.stderr.splitlines()) == 1
+def test_waiting_is_exit_code_75(toy, answers, call):
+    keys = ["completions=answers.jsonl", "judge=people", "limit=2", "overlap=0", "device=cpu"]
+    code, _, err = call(toy, "judge", *keys)
+    assert code == 75 and err.startswith("trueup: waits for 2 of 2 comparisons") and len(err.splitlines()) == 1
 
 
 def test_people_answer_on_the_labelling_page(toy, answers):

@@ -15,7 +15,7 @@ probe on the model itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
+
+from trueup.models.weightless import is_weightless
 
 log = logging.getLogger("trueup")
 
@@ -306,8 +308,9 @@ def packs(model: PreTrainedModel, longest: int) -> bool:
     if known is None:
         known, reason = supports_packing(model.config)
         if known:
-            known, reason = _probe(model)
+            known, reason = _seen(_probe, model)
         if known:
+            model.set_attn_implementation(NAME)
             _cut_tail(model)
         if not known:
             say_once(f"{type(model).__name__} runs padded, which is slower: {reason}")
@@ -317,6 +320,19 @@ def packs(model: PreTrainedModel, longest: int) -> bool:
         say_once(f"{type(model).__name__} runs padded for rows longer than its attention window of {limit}")
         return False
     return bool(known)
+
+
+_found: dict[tuple[Any, ...], Any] = {}
+
+
+def _seen(probe: Callable[[PreTrainedModel], Any], model: PreTrainedModel) -> Any:
+    """What a probe finds. Without weights the config decides it, and each config is asked once."""
+    if not is_weightless():
+        return probe(model)
+    key = (probe.__name__, type(model), model.config.to_json_string())
+    if key not in _found:
+        _found[key] = probe(model)
+    return _found[key]
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, str]:
@@ -371,7 +387,7 @@ def _cut_tail(model: PreTrainedModel) -> None:
             module._trueup_tail = (mlp,)  # type: ignore[assignment]
     mlp._trueup_wanted = None  # type: ignore[assignment]
     with suppress(TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        model._trueup_cut = _same_where_wanted(model)  # type: ignore[assignment]
+        model._trueup_cut = _seen(_same_where_wanted, model)  # type: ignore[assignment]
     if not model._trueup_cut:
         mlp._trueup_wanted = None  # type: ignore[assignment]
 

@@ -176,6 +176,8 @@ def assert_roundtrip(model: PreTrainedModel, folder: str | Path, ids: Tensor) ->
 def check_head(model: PreTrainedModel, name: str) -> None:
     """The engine computes logits as `Head.of(model)` of the last hidden state; a model where they are something
     else would train on wrong log-probs, so it is refused (UserError)."""
+    if is_weightless():
+        return  # no numbers to compare
     vocab = model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocab, (1, 4), generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():
