@@ -97,11 +97,13 @@ def done(folder) -> Path:
     return folder / "runs" / "toy-study"
 
 
+@pytest.mark.long
 def test_killed_it_goes_on_and_does_nothing_again(done, folder):
     _, said = start(folder).wait()
     assert "38 stages, 38 done before" in said and "report:" in said
 
 
+@pytest.mark.long
 def test_a_new_seed_and_a_new_coefficient_make_only_what_is_new(folder, done):
     _, said = start(folder, "--dry-run", "seeds=[0,1,2]", "kl_coefs=[0,0.25,1]").wait()
     due = [line for line in said.splitlines() if line.startswith("due")]
@@ -109,6 +111,7 @@ def test_a_new_seed_and_a_new_coefficient_make_only_what_is_new(folder, done):
     assert sorted(line.split()[3] for line in due if "seed 0" in line) == ["ppo-kl-1", "versions-kl-1"]
 
 
+@pytest.mark.long
 def test_what_a_study_leaves(done):
     table = parquet.read_table(done / "data.parquet")
     data = {name: np.array(table[name].to_pylist(), dtype=object) for name in table.column_names}
@@ -131,6 +134,7 @@ def test_what_a_study_leaves(done):
     assert all(s > 0 for s in seconds)
 
 
+@pytest.mark.long
 def test_seeds_run_elsewhere_are_joined(done, folder, monkeypatch):
     found = {name: (done / name).read_bytes() for name in ("data.parquet", "gates.json", "curves.json")}
     _, said = start(folder, "seeds=[0]").wait()
@@ -153,6 +157,7 @@ def test_seeds_run_elsewhere_are_joined(done, folder, monkeypatch):
             read_measured([Path(n) for n in names], "study-recipe.yaml", load_study("x", Path("study.yaml"), keys))
 
 
+@pytest.mark.long
 def test_the_report_holds_every_chart(done):
     page = (done / "report.html").read_text()
     charts = json.loads(page.partition('id="chart-data">')[2].partition("</script>")[0].replace("\\u003c", "<"))
@@ -173,6 +178,7 @@ def test_the_report_holds_every_chart(done):
         (["seeds=[7]", "name=short", "best_of.ns=[1,17]"], "seed 7, stage 'best_of': "),
     ],
 )
+@pytest.mark.long
 def test_what_is_wrong_is_told_in_one_line(folder, keys, said):
     code, text = start(folder, *keys).wait()
     assert code == 2 and text.splitlines()[-1].startswith(f"trueup: {said}")
@@ -188,6 +194,7 @@ def test_the_report_opens_offline_and_draws_every_chart(done, browser, width):  
     assert visit.troubles == []
 
 
+@pytest.mark.long
 def test_the_reward_models_of_a_sweep_share_their_held_out_pairs(done):
     stages = {p.name.rpartition("-")[0]: p for p in (done / "seed-0").iterdir() if p.is_dir()}
     found = {n: json.loads((stages[n] / "results.json").read_text()) for n in stages if n.startswith("reward")}
@@ -195,6 +202,7 @@ def test_the_reward_models_of_a_sweep_share_their_held_out_pairs(done):
     assert len({f["pairs"] for f in found.values()}) == 1
 
 
+@pytest.mark.long
 def test_the_last_version_is_what_ppo_ends_with_and_its_kl_is_exact(done):
     from safetensors.torch import load_file
 

@@ -13,6 +13,7 @@ import torch
 
 from tests.engine import two_processes
 
+pytestmark = pytest.mark.long
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 ROOT = Path(__file__).parents[2]
 
