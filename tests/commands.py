@@ -39,12 +39,16 @@ class Command:
         self._process.kill()
         self._process.join()
 
+    def said(self) -> str:
+        """What it has said so far."""
+        return Path(self._out.name).read_text(errors="replace")
+
     def wait(self) -> tuple[int, str]:
         """Its exit code and all that it said, at its end."""
         self._process.join()
         code = self._process.exitcode
         assert code is not None
-        return code, Path(self._out.name).read_text(errors="replace")
+        return code, self.said()
 
 
 def _run(folder: str, arguments: tuple[str, ...], env: dict[str, str], largest: int | None, out: str) -> None:

@@ -321,7 +321,12 @@ def test_ctrl_c_says_how_to_go_on(toy):
     env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
     keys = ["sft", "--name", "stopped", "model=base", "data=demos.jsonl", "train.epochs=50"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trueup", *keys], cwd=toy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", "trueup", *keys],
+        cwd=toy,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's job may ignore it
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list((toy / "runs" / "stopped").glob("sft-*/metrics.jsonl")):

@@ -19,7 +19,6 @@ from trueup.evaluate.overoptimization import (
     outcome,
     ranks,
     rise,
-    student,
     table_of,
 )
 
@@ -157,13 +156,6 @@ def test_one_seed_is_never_sure_and_few_take_students_t():
     low, high = interval(values, torch.zeros(10), 0.95)
     half = 4.30265 * float(values.std()) / math.sqrt(3)
     assert (low, high) == pytest.approx((7 / 3 - half, 7 / 3 + half), abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("level", "freedom", "t"), [(0.95, 1, 12.7062), (0.95, 4, 2.77645), (0.9, 2, 2.91999), (0.99, 3, 5.84091)]
-)
-def test_student(level, freedom, t):
-    assert student(level, freedom) == pytest.approx(t, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ MAY = {
     "evaluate": GROUND | {"math", "data", "models", "engine", "scorers", "judges"},
     "report": GROUND,
     "label": GROUND | {"data"},
+    "arena": GROUND | {"math", "data", "engine", "judges", "label", "chat", "recipe"},
     "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
@@ -56,6 +57,7 @@ MAY = {
         "world",
         "engine",
         "label",
+        "arena",
     },
 }
 

@@ -346,14 +346,47 @@ def chat(
 @app.command()
 def label(
     store: Place,
-    assignments: Keys = None,
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN RUN ...] KEYS", help="key=value; with --arena models, too.")
+    ] = None,
+    arena: Annotated[bool, typer.Option("--arena", help="Compare the models of these runs, blindly.")] = False,
+    device: Annotated[str, typer.Option(help="Where the models answer: auto, cpu, cuda.")] = "auto",
+    runs: Runs = RUNS,
 ) -> None:
     """The labelling page: people compare answers in a browser. Prints a link; trueup keys label lists the keys."""
     from trueup.config import numbers, override, parse
     from trueup.label.app import LabelConfig
     from trueup.label.server import serve
 
-    serve(store, parse(LabelConfig, numbers(override({}, assignments or [])), "trueup label"))
+    given = assignments or []
+    models = [Path(word) for word in given if arena and "=" not in word]
+    keys = numbers(override({}, [word for word in given if not arena or "=" in word]))
+    how = keys.pop("arena", {}) if arena else {}
+    config = parse(LabelConfig, keys, "trueup label")
+    if arena:
+        from trueup.arena.asked import ArenaConfig, answers_of, ask_arena
+        from trueup.store import Store
+
+        asked = parse(ArenaConfig, how, "trueup label --arena, arena")
+        print(ask_arena(Store(store), answers_of(models, asked, store, device, runs), asked), flush=True)
+    serve(store, config)
+
+
+@app.command()
+def arena(
+    store: Place,
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="KEYS", help="judge=JUDGE asks it first; seed=0", show_default=False)
+    ] = None,
+    origin: Annotated[str | None, typer.Option(help="Which arena, where there are several: its models.")] = None,
+    by: Annotated[str | None, typer.Option(help="Whose verdicts narrow the intervals, of several judges.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all figures there, as JSON.")] = None,
+    device: Annotated[str, typer.Option(help="Where a judge's model works: auto, cpu, cuda.")] = "auto",
+) -> None:
+    """Which model people prefer, of those that trueup label --arena compares; a judge may narrow the intervals."""
+    from trueup.arena.standings import report
+
+    report(store, assignments or [], origin=origin, by=by, out=out, device=device)
 
 
 @store_app.command("ask")
@@ -438,6 +471,7 @@ def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo; or ove
         **PHASES,
         "overoptimize": ("trueup.study", "StudyConfig"),
         "label": ("trueup.label.app", "LabelConfig"),
+        "arena": ("trueup.arena.asked", "ArenaConfig"),
     }
     if phase not in known:
         raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(known)}")

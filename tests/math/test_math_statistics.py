@@ -6,7 +6,13 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from trueup.math import bootstrap_interval, expected_calibration_error, nested_bootstrap
+from trueup.math import (
+    bootstrap_interval,
+    expected_calibration_error,
+    nested_bootstrap,
+    student_mass,
+    student_quantile,
+)
 
 
 def test_calibration_worked_by_hand():
@@ -165,3 +171,12 @@ def test_nested_bootstrap_keeps_parts_and_columns_apart():
     found = nested_bootstrap([own, own], seed=0, samples=5)
     assert found.shape == (5, 2, 2, 3)
     assert torch.equal(found, torch.arange(6.0).double().view(2, 3).expand(5, 2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("level", "freedom", "t"),
+    [(0.95, 1, 12.7062), (0.95, 4, 2.77645), (0.9, 2, 2.91999), (0.99, 3, 5.84091), (0.95, 200, 1.97190)],
+)
+def test_student(level, freedom, t):
+    assert student_quantile(level, freedom) == pytest.approx(t, rel=1e-4)
+    assert student_mass(t, freedom) == pytest.approx(level, abs=1e-5)

@@ -21,7 +21,14 @@ from pydantic import Field
 from torch import Tensor
 
 from trueup.config import Config
-from trueup.math import fit_scaling, nested_bootstrap, scaling_curve, scaling_peak
+from trueup.math import (
+    fit_scaling,
+    nested_bootstrap,
+    scaling_curve,
+    scaling_peak,
+    student_mass,
+    student_quantile,
+)
 from trueup.records import UserError
 
 CHUNK = 500
@@ -280,27 +287,13 @@ def ranks(values: Tensor) -> Tensor:
 # intervals and outcomes
 
 
-def within(freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """u and the probability that a Student variable stays within +- sqrt(f) tan(u): its density in u is proportional to
-    cos(u)^(f - 1)."""
-    u = np.linspace(0, math.pi / 2, 200_001)
-    mass = np.cumsum(np.cos(u) ** (freedom - 1))
-    return u, mass / mass[-1]
-
-
-def student(level: float, freedom: int) -> float:
-    """The t that a Student variable stays within, either side, with probability `level`."""
-    u, mass = within(freedom)
-    return math.sqrt(freedom) * math.tan(float(np.interp(level, mass, u)))
-
-
 def interval(seeds: Tensor, draws: Tensor, level: float) -> tuple[float, float] | None:
     """Percentiles of the resampled means; Student's t over fewer than 6 seeds; None for a single one."""
     n = len(seeds)
     if n < 2:
         return None
     if n < 6:
-        half = student(level, n - 1) * float(seeds.std()) / math.sqrt(n)
+        half = student_quantile(level, n - 1) * float(seeds.std()) / math.sqrt(n)
         return float(seeds.mean()) - half, float(seeds.mean()) + half
     low, high = (float(draws.nanquantile(q)) for q in ((1 - level) / 2, (1 + level) / 2))
     return low, high
@@ -324,8 +317,7 @@ def chance(seeds: Tensor, draws: Tensor, threshold: float, above: bool) -> float
         return float((draws < threshold if above else draws > threshold).double().mean())
     gap = float(seeds.mean()) - threshold if above else threshold - float(seeds.mean())
     t = gap / max(float(seeds.std()) / math.sqrt(n), 1e-12)
-    u, mass = within(n - 1)
-    half = float(np.interp(math.atan(abs(t) / math.sqrt(n - 1)), u, mass)) / 2
+    half = student_mass(abs(t), n - 1) / 2
     return 0.5 - half if t > 0 else 0.5 + half
 
 

@@ -145,7 +145,7 @@ def _progress(db: sa.Connection, now: float) -> dict[str, Any]:
             sa.func.coalesce(sa.func.sum(sa.case((i.c.open, 1), else_=0)), 0),
             sa.func.coalesce(sa.func.sum(i.c.wanted), 0),
             sa.func.coalesce(sa.func.sum(i.c.done), 0),
-        ).where(usual)
+        ).where(usual, i.c.wanted > 0)
     ).one()
     lent = sa.select(count).select_from(a).where(a.c.state == "open", a.c.expires > now)
     hour = sa.select(count).select_from(a).where(a.c.state == "done", a.c.finished > now - 3600)

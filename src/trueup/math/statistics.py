@@ -6,7 +6,9 @@ number is the answer. They check their input, since they run once at the end of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -90,3 +92,33 @@ def nested_bootstrap(groups: Sequence[Tensor], *, seed: int, samples: int = 10_0
         )
         out[drawn == i] = torch.einsum("npr,prc->npc", counts, group.double()) / rows
     return out
+
+
+def student_mass(t: float, freedom: int) -> float:
+    """The probability that a Student variable of so many degrees of freedom stays within +- t.
+
+    t >= 0, freedom >= 1 -> in [0, 1]. Source: Student 1908; with t = sqrt(freedom) tan(u) the density of u in
+    [-pi/2, pi/2] is proportional to cos(u)^(freedom - 1).
+    """
+    u, mass = _student(freedom)
+    return _interpolate(math.atan(t / math.sqrt(freedom)), u, mass)
+
+
+def student_quantile(level: float, freedom: int) -> float:
+    """The t that a Student variable stays within, either side, with probability `level` in (0, 1)."""
+    u, mass = _student(freedom)
+    return math.sqrt(freedom) * math.tan(_interpolate(level, mass, u))
+
+
+@lru_cache(maxsize=16)
+def _student(freedom: int) -> tuple[Tensor, Tensor]:
+    u = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)
+    mass = (u.cos() ** (freedom - 1)).cumsum(0)
+    return u, mass / mass[-1]
+
+
+def _interpolate(x: float, xs: Tensor, ys: Tensor) -> float:
+    """y at x on the line through the neighbours, xs ascending and x within them."""
+    i = int(torch.searchsorted(xs, torch.tensor(x, dtype=torch.float64)).clamp(1, len(xs) - 1))
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return float(ys[i - 1] + share * (ys[i] - ys[i - 1]))

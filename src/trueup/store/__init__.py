@@ -83,9 +83,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Asked:
-    """A comparison that people are to be asked: `wanted` raters, the higher priority the sooner. `gold`: the known
-    answer, as p that the first is better, with what a rater is told of it; `sensitive`: only for who opted in. `meta`
-    (which models answered, what an AI thinks) is never shown to a rater."""
+    """A comparison that people are to be asked: `wanted` raters (0: it is only kept), the higher priority the sooner.
+    `gold`: the known answer, as p that the first is better, with what a rater is told of it; `sensitive`: only for who
+    opted in. `meta` (which models answered, what an AI thinks) is never shown to a rater."""
 
     comparison: Comparison
     wanted: int = 1
@@ -174,7 +174,7 @@ class Store:
         A comparison that is there already (the same pair, from the same origin) stays as it was asked first."""
         rows = list(asked)
         for row in rows:
-            if row.wanted < 1 or not math.isfinite(row.priority):
+            if row.wanted < 0 or not math.isfinite(row.priority):
                 raise UserError(f"a comparison for people: wanted {row.wanted}, priority {row.priority}")
             if row.gold is not None and not 0 <= row.gold <= 1:
                 raise UserError(f"a comparison with a known answer: p must be in [0, 1], not {row.gold!r}")
@@ -187,7 +187,7 @@ class Store:
                 values = [
                     {
                         "comparison": number,
-                        "open": row.gold is None,
+                        "open": row.gold is None and row.wanted > 0,
                         **{n: getattr(row, n) for n in ("wanted", "priority", "gold", "explanation", "sensitive")},
                         "meta": dict(row.meta),
                     }

@@ -1,0 +1,1 @@
+"""Models compared blindly by people, and by judges beside them."""
