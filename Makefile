@@ -17,8 +17,8 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -m "long or browser"
-	$(BIN)/python scripts/mutate.py
 
+# Every small change of trueup.math, against its tests: for who changes it. Minutes to half an hour.
 mutate: $(VENV)/.installed-dev
 	$(BIN)/python scripts/mutate.py
 

@@ -49,9 +49,31 @@ def test_all_alike_is_not_certain():
     assert prediction_powered_mean([0.0] * 20, [0.0] * 20, []).low == 0
 
 
+def test_few_rows():
+    for rest in ([], [0.9]):  # one other row has no variance
+        found = prediction_powered_mean([1.0, 0.0], [0.8, 0.3], rest)
+        assert (found.mean, found.weight) == (0.5, 0.0) and found.high == 1
+    two = prediction_powered_mean([1.0, 0.0] * 20, [0.8, 0.3] * 20, [0.8, 0.9])
+    assert 0.05 < two.weight < 0.2 and two.mean == pytest.approx(0.5 + two.weight * 0.3)
+    assert all(type(x) is float for x in two)
+
+
+def test_a_mean_beyond_what_can_be_is_cut_off():
+    y, f = [1.0] * 10 + [0.5], [0.5] * 10 + [0.0]
+    assert prediction_powered_mean(y, f, [1.0] * 50 + [0.9] * 50).mean == 1
+    assert prediction_powered_mean([1 - x for x in y], [1 - x for x in f], [0.0] * 50 + [0.1] * 50).mean == 0
+
+
 @pytest.mark.parametrize(
     ("y", "f", "rest"),
-    [([1.0], [1.0], []), ([1.0, 0], [1.0], []), ([1.0, 2], [1.0, 0], []), ([1.0, 0], [1.0, 0], [-1])],
+    [
+        ([1.0], [1.0], []),
+        ([1.0, 0], [1.0], []),
+        ([[1.0, 0], [1, 0]], [[1.0, 0], [1, 0]], []),
+        ([1.0, 0], [1.0, 0], [[1.0, 0]]),
+        ([1.0, 2], [1.0, 0], []),
+        ([1.0, 0], [1.0, 0], [-1]),
+    ],
 )
 def test_what_does_not_fit(y, f, rest):
     with pytest.raises(ValueError):
@@ -115,5 +137,5 @@ def test_decisive_pairs_by_hand():
     # n0 = ((1.95996 / 2 + .84162 sqrt(.2475)) / .05)^2 = 782.3; n0 / 4 (1 + sqrt(1 + 2 / (n0 .05)))^2 = 802.2
     assert decisive_pairs(0.55) == decisive_pairs(0.45) == 803
     for share in (0.5, 0.0, 1.0):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=f"share {share}:"):
             decisive_pairs(share)

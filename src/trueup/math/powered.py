@@ -41,18 +41,18 @@ def prediction_powered_mean(labels: Numbers, predictions: Numbers, others: Numbe
     every = torch.cat([y, f, rest])
     if not ((every >= 0) & (every <= 1)).all():
         raise ValueError("labels and predictions must lie in [0, 1]")
-    spread = float(torch.cat([f, rest]).var())
-    weight = 0.0
+    spread, weight, base, noise = torch.cat([f, rest]).var(), *torch.zeros(3, dtype=torch.float64)
     if many > 1 and spread > 0:
-        together = float(((y - y.mean()) * (f - f.mean())).sum()) / (n - 1)
-        weight = min(1.0, max(0.0, together / ((1 + n / many) * spread)))
-    base = weight * float(rest.mean()) if weight else 0.0
+        together = torch.cov(torch.stack([y, f]))[0, 1]
+        weight = (together / ((1 + n / many) * spread)).clamp(0, 1)
+        base, noise = weight * rest.mean(), weight**2 * rest.var() / many
     left = y - weight * f
-    padded = torch.cat([left, torch.tensor([1 - base, -base], dtype=torch.float64)])
-    variance = float(padded.var()) / (n + 2) + (weight**2 * float(rest.var()) / many if weight else 0.0)
-    centre, half = base + float(padded.mean()), student_quantile(level, n + 1) * math.sqrt(variance)
-    mean = min(1.0, max(0.0, base + float(left.mean())))
-    return Powered(mean, max(0.0, centre - half), min(1.0, centre + half), weight)
+    mean = (base + left.mean()).clamp(0, 1)
+    padded = torch.cat([left, torch.stack([1 - base, -base])])
+    centre, variance = base + padded.mean(), padded.var() / (n + 2) + noise
+    half = student_quantile(level, n + 1) * variance.sqrt()
+    low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=1)
+    return Powered(*(float(x) for x in (mean, low, high, weight)))
 
 
 def decisive_pairs(share: float, *, power: float = 0.8, level: float = 0.95) -> int:
