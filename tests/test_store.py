@@ -123,9 +123,10 @@ def test_people_are_asked_a_comparison_once(store):
         (1, True, None, False),
     ]
     assert rows[1].meta == {"models": ["a", "b"]}
-    with pytest.raises(UserError, match="wanted 0"):
-        store.ask([Asked(PAIR), Asked(PAIR, wanted=0)], "batch 3")
+    with pytest.raises(UserError, match="wanted -1"):
+        store.ask([Asked(PAIR), Asked(PAIR, wanted=-1)], "batch 3")
     assert store.count()["comparisons"] == 3
+    assert store.ask([Asked(PAIR, wanted=0)], "kept alone") == 1 and store.open_items("kept alone") == 0
 
 
 def test_a_store_of_schema_1_is_brought_up_to_date(tmp_path):
