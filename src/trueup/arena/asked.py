@@ -7,7 +7,6 @@ judge may be asked about all of them. Who answered what is kept beside the item 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from trueup.config import Config, Seed
 from trueup.data.completions import read_completions
+from trueup.label.files import Coin
 from trueup.records import Comparison, Completion, Prompt, UserError
 from trueup.store import Asked, Store
 
@@ -81,18 +81,16 @@ def ask_arena(store: Store, answers: Mapping[str, Path], config: ArenaConfig) ->
     shared = [key for key in said[next(iter(said))] if all(key in of for of in said.values())]
     if not shared:
         raise UserError(f"--arena: {', '.join(map(str, answers.values()))} answer no prompt in common")
-    asked: list[Asked] = []
+    asked, coin = list[Asked](), Coin(config.seed)
     for key in shared:
         prompt = next(iter(said.values()))[key][0]
-        by: dict[
-            tuple[Completion, Completion], list[list[str]]
-        ] = {}  # models may answer alike: they share a comparison
+        by: dict[tuple[Completion, Completion], list[list[str]]] = {}  # who answers alike shares a comparison
         for one, two in itertools.combinations(said, 2):
-            first, second = sorted((one, two), key=lambda name: _coin(config.seed, key, said[name][key][1].text))
+            first, second = sorted((one, two), key=lambda name: coin(key, said[name][key][1].text))
             shown = said[first][key][1], said[second][key][1]
             by.setdefault(shown, []).append([first, second])
         for shown, pairs in by.items():
-            order = _coin(config.seed, key, *(a.text for a in shown))
+            order = coin(key, *(a.text for a in shown))
             asked.append(Asked(Comparison(prompt, shown), 0, order, meta={"pairs": pairs}))
     apart = sorted((a for a in asked if len({*a.comparison.completions}) > 1), key=lambda a: -a.priority)
     chosen = {id(a) for a in apart[: config.comparisons]}
@@ -111,9 +109,3 @@ def ask_arena(store: Store, answers: Mapping[str, Path], config: ArenaConfig) ->
     if left:
         lines.append(f"{left} answers left out: another model has none to that prompt")
     return "\n".join(lines)
-
-
-def _coin(seed: int, *parts: str) -> float:
-    """In [0, 1), the same for the same parts."""
-    digest = hashlib.sha256("\0".join([str(seed), *parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

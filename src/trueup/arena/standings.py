@@ -10,7 +10,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from trueup.judges import JudgeSpec, make_judge, verdicts_of
 from trueup.label.queue import ADJUDICATION
 from trueup.math import decisive_pairs, prediction_powered_mean
 from trueup.records import Comparison, Completion, Judge, UserError, write_json
+from trueup.run import now
 from trueup.store import Judged, Store, as_prompt, live
 from trueup.store.tables import comparisons, completions, items, preferences, prompts
 
@@ -179,7 +179,7 @@ def ask_judge(store: Store, origin: str, judge: Judge) -> tuple[int, int]:
         part = todo[start : start + CHUNK]
         verdicts = verdicts_of(judge, part)
         silent += sum(v.p is None for v in verdicts)
-        time = datetime.now(UTC).isoformat(timespec="seconds")
+        time = now()
         new += store.append(
             Judged(one, v.p, judge.name, "ai", origin, time, tie=v.p == 0.5, note=v.note)
             for one, v in zip(part, verdicts, strict=True)

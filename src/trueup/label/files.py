@@ -58,7 +58,7 @@ def ask_file(
     store: Store, path: Path, *, origin: str, wanted: int = 1, overlap: int = 1, share: float = 0.0, seed: int = 0
 ) -> Told:
     """Puts a file's comparisons into the queue. A `share` of them, drawn by the seed, is asked of `overlap` raters."""
-    rng = _Coin(seed)
+    rng = Coin(seed)
     asked, dropped = [], Counter[str]()
     for where, row in _pairs(path, dropped):
         try:
@@ -85,7 +85,9 @@ def ask_file(
     return Told(store.ask(asked, origin), len(asked) + sum(dropped.values()), dropped)
 
 
-class _Coin:
+class Coin:
+    """Draws that depend on nothing but the seed and what is drawn for."""
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
