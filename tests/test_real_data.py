@@ -242,7 +242,8 @@ def test_plain_transformers_answers_the_same_greedily(made):
     """By `generate`, by `pipeline("text-generation")` and, over two turns, as `trueup chat` did."""
     replies = [row["completions"][0] for row in made.greedy]
     assert [a["ids"] for a in replies] == made.plain["ids"]
-    assert [a["text"] for a in replies] == made.plain["texts"] == made.plain["piped"]
+    assert made.plain["texts"] == made.plain["piped"]
+    assert [a["text"] for a in replies] == [t.strip() for t in made.plain["texts"]]  # a reply's text is kept stripped
     assert len({a["text"] for a in replies}) > 2 and any(len(row["prompt"]) > 1 for row in made.greedy)
     assert any(re.search(r"\w", a["text"]) for a in replies)
     first, second = made.printed["chat"].split("you")[1:3]
