@@ -37,6 +37,7 @@ MAY = {
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
     "ensemble": GROUND | {"math", "data", "models", "engine", "scorers", "phases"},
+    "ai_feedback": GROUND | {"data", "engine", "scorers", "phases"},
     "check": GROUND | {"data", "models", "phases"},
     "init": GROUND | {"data", "models"},
     "recipe": GROUND | {"engine", "track", "world"},

@@ -187,6 +187,18 @@ def judge(
 
 
 @app.command()
+def critique(assignments: Keys = None, name: Name = "critique", runs: Runs = RUNS) -> None:
+    """Critique and revise answers under a constitution: model=SFT prompts=PROMPTS.jsonl constitution=mine.yaml"""
+    _stage("critique", assignments, name, runs)
+
+
+@app.command("ai-feedback")
+def ai_feedback(assignments: Keys = None, name: Name = "ai-feedback", runs: Runs = RUNS) -> None:
+    """Compare a model's answers by a constitution: model=SFT prompts=PROMPTS.jsonl constitution=mine.yaml"""
+    _stage("ai-feedback", assignments, name, runs)
+
+
+@app.command()
 def score(assignments: Keys = None, name: Name = "score", runs: Runs = RUNS) -> None:
     """Score answers: completions=COMPLETIONS.jsonl scorer=REWARD_MODEL"""
     _stage("score", assignments, name, runs)

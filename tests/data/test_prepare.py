@@ -114,6 +114,21 @@ def test_weights_say_how_often_an_epoch_sees_a_row(tmp_path, chat):
     assert [p.text for p in prompts(data, chat.prompt_length, 100, seed=3).train] == order(3)
 
 
+def test_a_data_set_gives_only_rows_of_the_categories_named(tmp_path, chat):
+    """People's comparisons of some, an AI's of others; the rest is counted."""
+    kinds = ["fact", "harm", None, "list"]
+    path = write(tmp_path / "a.jsonl", [{**row, "category": kinds[i % 4]} for i, row in enumerate(pairs([*range(8)]))])
+    data = [{"path": path, "categories": ["harm", "list"]}, {"path": path, "categories": ["fact"], "weight": 2}]
+    found = comparisons(chat, data, 100)
+    assert Counter(p.preference.prompt.category for p in found.train) == {"harm": 2, "list": 2, "fact": 4}
+    assert found.results()["dropped"] == {"of other categories": 4 + 6}
+    assert list(found.mix) == [f"{path} harm list", f"{path} fact"]
+    with pytest.raises(
+        UserError, match=r"no usable rows; .*of other categories.*; categories there: fact, harm, list, none"
+    ):
+        comparisons(chat, [{"path": path, "categories": ["facts"]}], 100)
+
+
 def test_any_stretch_from_the_first_row_holds_the_shares():
     rows = mixed([[*"a" * 30], [*"b" * 10], []])
     assert all(abs(rows[:n].count("a") - 0.75 * n) <= 1 for n in range(41))

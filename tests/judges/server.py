@@ -68,7 +68,8 @@ class Server:
         said = self.answers.pop(0) if self.answers else f"({best})"
         at = next(t for t in top if t["token"] == best)
         content = [{"token": "(", "logprob": 0.0, "top_logprobs": []}, {**at, "top_logprobs": top}]
-        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        ended = "length" if said.endswith("...") else "stop"
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": ended}
         if self.logprobs and body.get("logprobs"):
             choice["logprobs"] = {"content": content}
         usage = {"prompt_tokens": ids.shape[1], "completion_tokens": 3, "total_tokens": ids.shape[1] + 3}

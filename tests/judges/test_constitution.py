@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trueup.judges import make_judge
 from trueup.judges.asking import Answer, Asking, Manner, Question
-from trueup.judges.constitution import Constitution, Principle, read_constitution
+from trueup.judges.constitution import Constitution, Principle, fill, read_constitution
 from trueup.judges.local import Local, LocalModel
 from trueup.records import Comparison, Completion, Prompt, UserError, Verdict
 from trueup.world import base_path
@@ -28,6 +28,8 @@ TWO = Constitution(
         Principle(name="true", question=("Truer?",), weight=1, categories=("x", "y")),
     ),
 )
+
+MEND = Principle(name="mild", question=("?",), critique="What is unkind?", revision="Be kinder.")
 
 
 class Told:
@@ -99,8 +101,34 @@ def test_thoughts_clamp_the_verdict_and_nothing_else_does():
 
 
 def test_what_an_answer_says_is_not_taken_for_a_mark():
-    text = TWO.fill("{b}", "{question}", "{a}", "Which?")
+    text = fill(TWO.ask, conversation="{b}", a="{question}", b="{a}", question="Which?")
     assert text == "{b}|{question}|{a}|Which?"
+    assert TWO.criticism("{reply}", "{request}", MEND) == (
+        "{reply}\n\nAssistant: {request}\n\nCritique request: What is unkind?\n\nCritique:"
+    )
+
+
+def test_a_revision_follows_its_critique_and_examples_come_before():
+    shown = {"conversation": "User: Hm?", "reply": "No.", "principle": "mild", "critique": "Curt.", "revision": "Yes?"}
+    told = Constitution(name="x", ask=TWO.ask, principles=(MEND,), revisions=[shown])
+    assert told.revised() == (
+        "User: Hm?\n\nAssistant: No.\n\nCritique request: What is unkind?\n\nCritique: Curt."
+        "\n\nRevision request: Be kinder.\n\nRevision: Yes?\n\n"
+    )
+    assert TWO.revised() == "" and told.revising(MEND) == "\n\nRevision request: Be kinder.\n\nRevision:"
+
+
+def test_a_reply_is_mended_under_a_principle_that_concerns_it_and_has_requests():
+    rare = Principle(name="rare", question=("?",), critique="c", revision="r", weight=0.25, categories=("x",))
+    told = TWO.model_copy(update={"principles": (*TWO.principles, MEND, rare)})
+    prompts = [Prompt.of(f"{i}?", category="x") for i in range(400)]
+    drawn = [told.mending(p, "No.", 0).name for p in prompts]
+    assert set(drawn) == {"mild", "rare"} and 0.72 < np.mean([name == "mild" for name in drawn]) < 0.88
+    assert drawn == [told.mending(p, "No.", 0).name for p in prompts]
+    assert drawn != [told.mending(p, "No.", 1).name for p in prompts]
+    assert drawn != [told.mending(p, "Yes.", 0).name for p in prompts]
+    assert {told.mending(Prompt.of(f"{i}?"), "No.", 0).name for i in range(50)} == {"mild"}
+    assert TWO.mending(prompts[0], "No.", 0) is None
 
 
 def test_the_default_constitution_asks_what_it_should():
@@ -114,6 +142,7 @@ def test_the_default_constitution_asks_what_it_should():
     assert shown.count(told.think) == shown.count(told.verdict) == len(told.examples)
     assert {e.better for e in told.examples} == {"A", "B"}
     assert told.think not in told.shown(thought=False)
+    assert told.revised().count("Revision:") == len(told.revisions) >= 3
     asked = Asking(told, Told({}), Manner()).questions(PAIR)[0]
     assert asked.text.startswith(told.shown(thought=False)) and asked.text.count("Reply (A): Because.") == 1
 
@@ -122,6 +151,24 @@ def test_the_default_constitution_asks_what_it_should():
     "change, message",
     [
         ({"ask": "{a} {b} {question}"}, r"key 'ask' lacks \{conversation\}"),
+        ({"criticize": "{request}"}, r"key 'criticize' lacks \{conversation\}, \{reply\}"),
+        ({"revise": "Better:"}, r"key 'revise' lacks \{request\}"),
+        (
+            {"principles": [{"name": "x", "question": "?", "critique": "c"}]},
+            "'x' has a critique request and no revision request",
+        ),
+        (
+            {"principles": [{"name": "x", "question": "?", "revision": "c"}]},
+            "'x' has a revision request and no critique request",
+        ),
+        (
+            {"revisions": [{k: "" for k in ("conversation", "reply", "critique", "revision")} | {"principle": "y"}]},
+            "an example is of principle 'y'",
+        ),
+        (
+            {"revisions": [{k: "" for k in ("conversation", "reply", "critique", "revision")} | {"principle": "x"}]},
+            "shown under 'x', which has no critique request",
+        ),
         ({"principles": []}, "key 'principles'"),
         ({"principles": [{"name": "x", "question": "?"}] * 2}, "two principles are named 'x'"),
         ({"principles": [{"name": "x", "question": "?", "wieght": 2}]}, "did you mean"),
@@ -169,6 +216,31 @@ def test_thoughts_are_sampled_shown_and_repeat(tiny, mesh):
     assert thoughtful.raw and not quick.raw and thoughtful.p != quick.p
     assert judge.answer([question, plain])[0] == thoughtful
     assert LocalModel(Local(model=str(tiny), max_tokens=12), mesh, seed=4).answer([question])[0].raw != thoughtful.raw
+
+
+def test_a_thought_does_not_depend_on_what_else_is_asked(tiny, mesh):
+    questions = [Question(f"which one of {i}? a or b", "Thought:", "it is:", "p", False) for i in range(3)]
+    judge = LocalModel(Local(model=str(tiny), max_tokens=12), mesh)
+    together = [a.raw for a in judge.answer(questions)]
+    assert together == [judge.answer([q])[0].raw for q in questions] and len(set(together)) == 3
+
+
+def test_what_is_written_depends_on_text_seed_and_index_and_tells_whether_it_ended(tiny, mesh):
+    model = LocalModel(Local(model=str(tiny)), mesh)
+    texts = [f"number {i}:" for i in range(4)]
+
+    def write(texts, index, seed=0, tokens=20, stop=()):
+        return model.write(texts, max_tokens=tokens, stop=stop, seed=seed, index=index)
+
+    four = write(texts, range(4))
+    assert [w for i in (3, 1, 0, 2) for w in write([texts[i]], [i])] == [four[i] for i in (3, 1, 0, 2)]
+    assert write(texts, range(4), seed=1) != four != write(texts, range(4, 8))
+    assert not any(w.ended for w in write(texts, range(4), tokens=1)) and all(w.cost == 0 for w in four)
+    letter = next(w.text[1] for w in four if len(w.text) > 2)
+    cut = write(texts, range(4), stop=(letter,))
+    assert all(letter not in w.text for w in cut) and any(w.ended and w not in four for w in cut)
+    [nothing] = write(["word " * 5000], [0])
+    assert nothing.text == "" and not nothing.ended
 
 
 def test_the_built_in_base_model_judges_by_the_world_s_constitution(mesh):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.judges.server import Server
-from trueup.judges import make_judge
+from trueup.judges import make_answerer, make_judge
 from trueup.judges.endpoint import last_letter, only_letter, read
 from trueup.recipe import load_recipe, resolve
 from trueup.records import Comparison, Completion, Prompt, UserError, write_jsonl
@@ -69,6 +69,25 @@ def test_without_logprobs_p_is_the_letter_and_without_a_letter_there_is_none(ser
     assert [r.p for r in first.readings] == [1.0, 0.0] and first.p == 0.5 and first.readable
     assert [r.p for r in second.readings] == [None, 1.0] and second.p is None and not second.readable
     assert second.readings[0].raw == "I cannot choose." and second.note == "unreadable"
+
+
+def test_it_writes_what_follows_a_text(server, mesh, tmp_path):
+    """And the same request is not sent twice, unless the temperature makes another draw of it."""
+    spec = {"endpoint": server.url, "model": "tiny", "parallel": 1, "price_out": 1e6, "cache": str(tmp_path / "c")}
+    server.answers = ["  Curt. ", "It was cut..."]
+
+    def write(**keys):
+        writer = make_answerer({**spec, **keys}, mesh, 0)
+        return writer.write(["Say:", "Well:"], max_tokens=9, stop=tuple("abcde"), seed=3, index=[4, 5])
+
+    found = write()
+    assert [(w.text, w.ended, w.cost) for w in found] == [("Curt.", True, 3.0), ("It was cut...", False, 3.0)]
+    assert write() == found and len(server.bodies) == 2
+    body = server.bodies[0]
+    assert body["max_tokens"] == 9 and body["stop"] == list("abcd") and body["seed"] == 3 and "logprobs" not in body
+    assert body["messages"][0]["content"].startswith("Say:\n\nWrite")
+    write(temperature=1.0)
+    assert [b["seed"] for b in server.bodies[2:]] == [7, 8]
 
 
 def test_a_server_that_stumbles_is_asked_again(server, judge):

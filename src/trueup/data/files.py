@@ -36,6 +36,8 @@ class Source(Config):
     """A file, a folder that the `datasets` library reads, or a Hub name."""
     weight: float = Field(1.0, gt=0, le=1000)
     """How often an epoch sees each of its rows: 1 once, 2 twice, 0.5 a half of them, drawn by the seed."""
+    categories: tuple[str, ...] = named(())
+    """Only rows of these (column `category`), such as people's comparisons of some and an AI's of others; else all."""
     name: str | None = named(None)
     data_dir: str | None = named(None)
     split: str = named("train")
@@ -44,7 +46,8 @@ class Source(Config):
     @property
     def label(self) -> str:
         """What tells it from the others of a mix."""
-        return " ".join([self.path, *(str(getattr(self, k)) for k in LIBRARY if k in self.model_fields_set)])
+        told = [str(getattr(self, k)) for k in LIBRARY if k in self.model_fields_set]
+        return " ".join([self.path, *told, *self.categories])
 
 
 LIBRARY = ("name", "data_dir", "split")

@@ -95,15 +95,22 @@ def read_thumbs(data: str | Path | Source) -> Rows[Thumb]:
 def _read(data: str | Path | Source, make: Callable[[dict[str, Any]], T], expected: str) -> Rows[T]:
     (source,) = sources(data)
     rows: Rows[T] = Rows([])
+    others = Counter[str]()
     for place, row in _instances(raw_rows(source)):
+        if source.categories and row.get("category") not in source.categories:
+            others[str(row.get("category") or "none")] += 1
+            continue
         try:
             rows.records.append(make({name: value for name, value in row.items() if value is not None}))
         except BadRow as error:
             raise UserError(f"{source.path}, {place}: {error} (expected columns: {expected})") from None
         except Useless as error:
             rows.dropped[str(error)] += 1
+    if others:
+        rows.dropped["of other categories"] = others.total()
     if not rows.records:
-        raise UserError(f"{source.path}: no usable rows; {rows.note()}")
+        found = f"; categories there: {', '.join(sorted(others))}" if others else ""
+        raise UserError(f"{source.path}: no usable rows; {rows.note()}{found}")
     return rows
 
 

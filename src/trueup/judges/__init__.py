@@ -26,6 +26,7 @@ from trueup.scorers.asked import Own
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
+    from trueup.judges.asking import Answerer
 
 JudgeSpec = str | dict[str, Any]
 
@@ -66,8 +67,8 @@ def make_asking(spec: dict[str, Any], mesh: Mesh, seed: int) -> Judge:
     """A constitution put to a model. Raises UserError for a key that is not one of `Manner`, `Local` or `Endpoint`."""
     from trueup.judges.asking import Asking, Manner
     from trueup.judges.constitution import read_constitution
-    from trueup.judges.endpoint import Endpoint, Server
-    from trueup.judges.local import Local, LocalModel
+    from trueup.judges.endpoint import Endpoint
+    from trueup.judges.local import Local
 
     known = {"constitution", *Manner.model_fields, *(Endpoint if "endpoint" in spec else Local).model_fields}
     for key in spec:
@@ -77,10 +78,18 @@ def make_asking(spec: dict[str, Any], mesh: Mesh, seed: int) -> Judge:
             raise UserError(f"judge: unknown key '{key}'; {hint}")
     told = read_constitution(str(spec.pop("constitution")))
     manner = parse(Manner, {"seed": seed} | {k: spec.pop(k) for k in Manner.model_fields if k in spec}, "judge")
+    return Asking(told, make_answerer(spec, mesh, manner.seed, thought=manner.thought), manner)
+
+
+def make_answerer(spec: Mapping[str, Any], mesh: Mesh, seed: int, *, thought: bool = False) -> Answerer:
+    """A model on this machine, {model: ...}, or behind an endpoint, {endpoint: ..., model: ...}."""
     if "endpoint" in spec:
-        endpoint = parse(Endpoint, spec, "judge")
-        return Asking(told, Server(endpoint, mesh, thought=manner.thought, seed=manner.seed), manner)
-    return Asking(told, LocalModel(parse(Local, spec, "judge"), mesh, manner.seed), manner)
+        from trueup.judges.endpoint import Endpoint, Server
+
+        return Server(parse(Endpoint, spec, "judge"), mesh, thought=thought, seed=seed)
+    from trueup.judges.local import Local, LocalModel
+
+    return LocalModel(parse(Local, spec, "judge"), mesh, seed)
 
 
 def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:

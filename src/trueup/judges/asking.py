@@ -63,10 +63,25 @@ class Answer:
     cost: float = 0.0
 
 
+@dataclass(frozen=True)
+class Written:
+    """What followed a text; `ended`: by itself or at a stop string, and not cut by length."""
+
+    text: str
+    ended: bool
+    cost: float = 0.0
+
+
 class Answerer(Protocol):
     name: str
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]: ...
+
+    def write(
+        self, texts: Sequence[str], *, max_tokens: int, stop: tuple[str, ...], seed: int, index: Sequence[int]
+    ) -> list[Written]:
+        """What follows each text. A draw depends on its text, the seed and its `index`, not on the others."""
+        ...
 
 
 class Asking:

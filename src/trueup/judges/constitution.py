@@ -5,20 +5,28 @@ ask: |-                         the question; {conversation}, {a}, {b} and {ques
   ...
 verdict: "The better reply is:" what the letter follows
 think: "Let us think it through:"   what a chain of thought follows, where one is asked for
+criticize: |-                   what a critique follows; {conversation}, {reply} and {request} are filled in
+  ...
+revise: |-                      and after the critique, what a revision follows; {request}
+  ...
+stop: ["\nRevision request:"]   where a critique or a revision ends
 principles:
   - name: honest
     weight: 1                   of being drawn, and in the mean over all
     categories: []              of prompts that it is for; all where none is named
     question: "Which reply ...?"    a text, or several of which one is drawn
-    critique: "..."             requests, for critique and revision
+    critique: "..."             requests, for critique and revision; both or none
     revision: "..."
 examples:                       shown before the question, each with its own principle
   - {conversation: "...", a: "...", b: "...", principle: honest, thought: "...", better: A}
+revisions:                      shown before a request for a critique
+  - {conversation: "...", reply: "...", principle: honest, critique: "...", revision: "..."}
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,11 +34,16 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from trueup.config import Config, parse, read_yaml
-from trueup.records import Comparison, Message, UserError
+from trueup.records import Comparison, Message, Prompt, UserError
 
 BUILT_IN = Path(__file__).parent / "constitutions"
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda x: (x,) if isinstance(x, str) else x), Field(min_length=1)]
-MARKS = ("{conversation}", "{a}", "{b}", "{question}")
+MARKS = {
+    "ask": ("conversation", "a", "b", "question"),
+    "criticize": ("conversation", "reply", "request"),
+    "revise": ("request",),
+}
+"""What is filled into each template."""
 
 
 class Principle(Config):
@@ -55,6 +68,16 @@ class Example(Config):
     thought: str = ""
 
 
+class Revised(Config):
+    """A reply, a critique of it and a better reply, shown before."""
+
+    conversation: str
+    reply: str
+    principle: str
+    critique: str
+    revision: str
+
+
 class Constitution(Config):
     """A constitution."""
 
@@ -62,8 +85,12 @@ class Constitution(Config):
     ask: str
     verdict: str = "The better reply is:"
     think: str = "Let us think it through:"
+    criticize: str = "{conversation}\n\nAssistant: {reply}\n\nCritique request: {request}\n\nCritique:"
+    revise: str = "\n\nRevision request: {request}\n\nRevision:"
+    stop: tuple[str, ...] = ("\n\nCritique request:", "\n\nRevision request:", "\n\nUser:", "\n\nAssistant:")
     principles: tuple[Principle, ...] = Field(min_length=1)
     examples: tuple[Example, ...] = ()
+    revisions: tuple[Revised, ...] = ()
 
     def applying(self, category: str | None) -> list[Principle]:
         """The principles that concern a prompt's category."""
@@ -71,22 +98,41 @@ class Constitution(Config):
 
     def drawn(self, comparison: Comparison, seed: int) -> list[Principle]:
         """One of those that apply, by weight; the draw depends on the seed and the content, not on the order shown."""
-        found = self.applying(comparison.prompt.category)
-        return found and self._rng(comparison, seed, "principle").choices(found, [p.weight for p in found])
+        return self._one(self.applying(comparison.prompt.category), _rng(comparison, seed, "principle"))
+
+    def mending(self, prompt: Prompt, reply: str, seed: int) -> Principle | None:
+        """The principle under which a reply is criticized and revised: one of those that apply and have both requests,
+        by weight; None where there is none."""
+        found = [p for p in self.applying(prompt.category) if p.critique]
+        drawn = self._one(found, random.Random("\x1f".join([str(seed), "revision", prompt.id, reply])))
+        return drawn[0] if drawn else None
+
+    def _one(self, among: list[Principle], rng: random.Random) -> list[Principle]:
+        return among and rng.choices(among, [p.weight for p in among])
 
     def question(self, comparison: Comparison, principle: Principle, *, swapped: bool, seed: int) -> str:
         """What is asked of a pair under a principle, up to where the answer begins."""
         first, second = (c.text for c in comparison.completions[:: -1 if swapped else 1])
-        wording = self._rng(comparison, seed, principle.name).choice(principle.question)
-        return self.fill(conversation(comparison.prompt.messages), first, second, wording)
+        wording = _rng(comparison, seed, principle.name).choice(principle.question)
+        return fill(
+            self.ask, conversation=conversation(comparison.prompt.messages), a=first, b=second, question=wording
+        )
 
-    def fill(self, talk: str, a: str, b: str, question: str) -> str:
-        """In one pass: what a model wrote may hold the marks, too."""
-        values = dict(zip(MARKS, (talk, a, b, question), strict=True))
-        out, rest = "", self.ask
-        while rest:
-            at, mark = min(((rest.find(m), m) for m in MARKS if m in rest), default=(len(rest), ""))
-            out, rest = out + rest[:at] + values.get(mark, ""), rest[at + len(mark) :]
+    def criticism(self, talk: str, reply: str, principle: Principle) -> str:
+        """What a critique of a reply follows."""
+        return fill(self.criticize, conversation=talk, reply=reply, request=principle.critique)
+
+    def revising(self, principle: Principle) -> str:
+        """What, after that and the critique, a revision follows."""
+        return fill(self.revise, request=principle.revision)
+
+    def revised(self) -> str:
+        """The examples of revisions; nothing where there is none."""
+        by_name, out = {p.name: p for p in self.principles}, ""
+        for one in self.revisions:
+            principle = by_name[one.principle]
+            asked = self.criticism(one.conversation, one.reply, principle)
+            out += f"{asked} {one.critique}{self.revising(principle)} {one.revision}\n\n"
         return out
 
     def shown(self, *, thought: bool) -> str:
@@ -94,14 +140,21 @@ class Constitution(Config):
         by_name = {p.name: p for p in self.principles}
         blocks = []
         for one in self.examples:
-            text = self.fill(one.conversation, one.a, one.b, by_name[one.principle].question[0])
+            question = by_name[one.principle].question[0]
+            text = fill(self.ask, conversation=one.conversation, a=one.a, b=one.b, question=question)
             thinking = f"\n{self.think} {one.thought}" if thought else ""
             blocks.append(f"{text}{thinking}\n{self.verdict} ({one.better})\n\n")
         return "".join(blocks)
 
-    def _rng(self, comparison: Comparison, seed: int, what: str) -> random.Random:
-        texts = sorted(c.text for c in comparison.completions)
-        return random.Random("\x1f".join([str(seed), what, comparison.prompt.id, *texts]))
+
+def fill(template: str, **values: str) -> str:
+    """In one pass: what a model wrote may hold the marks, too."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in values), lambda m: values[m[0][1:-1]], template)
+
+
+def _rng(comparison: Comparison, seed: int, what: str) -> random.Random:
+    texts = sorted(c.text for c in comparison.completions)
+    return random.Random("\x1f".join([str(seed), what, comparison.prompt.id, *texts]))
 
 
 def conversation(messages: Sequence[Message]) -> str:
@@ -118,12 +171,21 @@ def read_constitution(source: str) -> Constitution:
         known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
         raise UserError(f"constitution {source}: no such file; expected YAML, or one of the built-in ones: {known}")
     found = parse(Constitution, read_yaml(path), str(path))
-    if missing := [mark for mark in MARKS if mark not in found.ask]:
-        raise UserError(f"{path}: key 'ask' lacks {', '.join(missing)}, which the question is made of")
+    for key, marks in MARKS.items():
+        if missing := [f"{{{mark}}}" for mark in marks if f"{{{mark}}}" not in getattr(found, key)]:
+            raise UserError(f"{path}: key '{key}' lacks {', '.join(missing)}, which its text is made of")
+    for principle in found.principles:
+        if bool(principle.critique) != bool(principle.revision):
+            has, lacks = ("critique", "revision") if principle.critique else ("revision", "critique")
+            raise UserError(f"{path}: principle '{principle.name}' has a {has} request and no {lacks} request")
     names = [p.name for p in found.principles]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: two principles are named '{twice}'")
-    for one in found.examples:
+    examples: tuple[Example | Revised, ...] = (*found.examples, *found.revisions)
+    for one in examples:
         if one.principle not in names:
             raise UserError(f"{path}: an example is of principle '{one.principle}'; principles: {', '.join(names)}")
+    for shown in found.revisions:
+        if not next(p for p in found.principles if p.name == shown.principle).critique:
+            raise UserError(f"{path}: a revision is shown under '{shown.principle}', which has no critique request")
     return found

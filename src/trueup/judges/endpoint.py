@@ -31,7 +31,7 @@ import httpx
 from pydantic import Field
 
 from trueup.config import Config
-from trueup.judges.asking import Answer, Question
+from trueup.judges.asking import Answer, Question, Written
 from trueup.records import UserError
 
 if TYPE_CHECKING:
@@ -141,7 +141,24 @@ class Server:
         self.ledger = Ledger(config.cache) if mesh.is_main else None
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        return self.mesh.from_main(lambda: self._ask(questions))
+        replies = self._replies([self.body(q) for q in questions])
+        return [
+            read(*reply, thought=self.thought, verdict=q.verdict) for reply, q in zip(replies, questions, strict=True)
+        ]
+
+    def write(
+        self, texts: Sequence[str], *, max_tokens: int, stop: tuple[str, ...], seed: int, index: Sequence[int]
+    ) -> list[Written]:
+        """At the endpoint's temperature; the same text at temperature 0 is sent once. The protocol takes four stop
+        strings."""
+        asked = [(f"{text}\n\nWrite what comes next here, and nothing else.", max_tokens) for text in texts]
+        drawn = [seed + i * (self.config.temperature > 0) for i in index]
+        bodies = [self._body(*a, seed=s) | {"stop": list(stop[:4])} for a, s in zip(asked, drawn, strict=True)]
+        choices = [(reply["choices"][0], cost) for reply, cost in self._replies(bodies)]
+        return [
+            Written((c["message"].get("content") or "").strip(), c.get("finish_reason") != "length", cost)
+            for c, cost in choices
+        ]
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         """Sends nothing. In the main process."""
@@ -153,14 +170,17 @@ class Server:
     def body(self, question: Question) -> dict[str, Any]:
         ending = f'End with "{question.verdict} (A)" or "{question.verdict} (B)".'
         how = f"{question.think.rstrip(':')}. {ending}" if question.think else 'Answer with "(A)" or "(B)" alone.'
-        body: dict[str, Any] = {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": f"{question.text}\n\n{how}"}],
-            "max_tokens": self.max_tokens,
-            "temperature": self.config.temperature,
-            "seed": self.seed,
-        }
+        body = self._body(f"{question.text}\n\n{how}", self.max_tokens, seed=self.seed)
         return body | ({"logprobs": True, "top_logprobs": self.config.top_logprobs} if self.config.logprobs else {})
+
+    def _body(self, text: str, max_tokens: int, *, seed: int) -> dict[str, Any]:
+        return {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": max_tokens,
+            "temperature": self.config.temperature,
+            "seed": seed,
+        }
 
     def most(self, body: dict[str, Any]) -> float:
         """What one attempt can cost at most: no tokenizer makes more tokens than there are bytes."""
@@ -173,10 +193,14 @@ class Server:
     def _key(self, body: dict[str, Any]) -> str:
         return hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
 
-    def _ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def _replies(self, bodies: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+        """Each request's answer and its cost, in every process."""
+        return self.mesh.from_main(lambda: self._ask(bodies))
+
+    def _ask(self, asked: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
         """The same request twice is sent once. A failure lets what is under way end, and be kept, and then is told."""
-        bodies = {self._key(b): b for b in map(self.body, questions)}
-        key_of = [self._key(self.body(q)) for q in questions]
+        key_of = [self._key(body) for body in asked]
+        bodies = dict(zip(key_of, asked, strict=True))
         replies: dict[str, tuple[dict[str, Any], float]] = {}
         stop = threading.Event()
         token = os.environ.get(self.config.key_env)
@@ -198,10 +222,7 @@ class Server:
                 f"{len(replies)} of {len(bodies)} requests of this batch are answered and kept in {self.config.cache}"
             )
             raise UserError(f"{wrong}; {kept}")
-        return [
-            read(*replies[key], thought=self.thought, verdict=q.verdict)
-            for key, q in zip(key_of, questions, strict=True)
-        ]
+        return [replies[key] for key in key_of]
 
     def _or_stop(
         self, client: httpx.Client, key: str, body: dict[str, Any], stop: threading.Event

@@ -12,7 +12,7 @@ from trueup.data.batches import pair_completions
 from trueup.data.chat import Chat
 from trueup.engine.rows import forward
 from trueup.engine.sampler import Sampler, Sampling
-from trueup.judges.asking import Answer, Question
+from trueup.judges.asking import Answer, Question, Written
 from trueup.models.load import context_length, load_policy
 from trueup.models.net import Net
 
@@ -60,6 +60,15 @@ class LocalModel:
             for fit, thought in zip(fits, thoughts, strict=True)
         ]
 
+    def write(
+        self, texts: Sequence[str], *, max_tokens: int, stop: tuple[str, ...], seed: int, index: Sequence[int]
+    ) -> list[Written]:
+        """Sampled at temperature 1. A text that leaves no room in the context is followed by nothing, not ended."""
+        sampler = Sampler.speaking(self.talk, self.net.model, self.mesh)
+        sampling = Sampling(max_tokens=max_tokens, stop=stop)
+        said = sampler.sample([self._ids(text, "") for text in texts], sampling, seed=seed, index=index)
+        return [Written(c.text.strip(), c.ended) for c in said]
+
     def _thoughts(self, questions: Sequence[Question]) -> list[str]:
         """What the model thinks, up to a line break where it stops by itself."""
         wanted = [i for i, q in enumerate(questions) if q.think]
@@ -69,7 +78,8 @@ class LocalModel:
             return out
         sampler = Sampler.speaking(self.talk, self.net.model, self.mesh)
         sampling = Sampling(max_tokens=self.config.max_tokens)
-        for i, said in zip(wanted, sampler.sample(ids, sampling, seed=self.seed), strict=True):
+        own = [int(questions[i].hash[:7], 16) for i in wanted]  # a thought does not depend on what else is asked
+        for i, said in zip(wanted, sampler.sample(ids, sampling, seed=self.seed, index=own), strict=True):
             thought = said.text.split(questions[i].verdict)[0].strip()
             out[i] = f" {thought}" if thought else ""
         return out
