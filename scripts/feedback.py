@@ -2,8 +2,8 @@
 
     python scripts/feedback.py --seeds 0 1 2
 
-For each seed one run: SFT; its answers compared by the simulated raters, and those to harmful and unknown prompts by the
-world's constitution under the base model; a reward model on the raters' comparisons (human), and one where the
+For each seed one run: SFT; its answers compared by the simulated raters, and those to harmful and unknown prompts by
+the world's constitution under the base model; a reward model on the raters' comparisons (human), and one where the
 constitution's stand in place of theirs for these two categories (mixed); PPO against each at KL coefficient 0, with the
 over-optimization study's learning rate, and against the mixed one at the default coefficient; critique and revision of
 SFT's answers; all of them measured by gold on the 560 held-out prompts.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.judges.server import Server
 from tests.models_made import make_model, make_tokenizer
 from tests.report.make_run import make_run
 from tests.report.test_report import change
@@ -25,6 +26,7 @@ from trueup.records import UserError
 from trueup.report import write_report
 from trueup.report.diagnosis import ERROR, NOTE, Finding, diagnose
 from trueup.report.read import read_run
+from trueup.world import base_path
 
 ROOT = Path(__file__).parents[2]
 GOOD = ("blue", "the sky is blue.", "it is blue, please")  # lengths tell nothing of which is better
@@ -234,6 +236,25 @@ def test_noise_learned_by_heart_is_overconfident(place):
     train = {"epochs": 40, "batch": 16, "validate_every": 5, "optim": constant(6e-3)}
     found = broken(place, "noise", "reward", reward={"data": "noise.jsonl", "train": train})
     assert top(found) == ("reward", "memorized")
+
+
+# answers mended and compared by a model
+
+
+def test_revisions_and_verdicts_that_are_lost(place):
+    """Revisions of so few tokens are cut; a server that says nothing of use is not read."""
+    told = {"model": str(base_path()), "prompts": "demos.jsonl", "limit": 24}
+    server = Server(base_path())
+    server.answers = ["(A)", "(B)"] * 12 + ["Hm."] * 200
+    asked = {"endpoint": server.url, "model": "x", "parallel": 1, "cache": str(place / "cache.sqlite")}
+    stages = {
+        "critique": {**told, "constitution": "default", "by": {"model": str(base_path())}, "max_tokens": 4},
+        "feedback": {"phase": "ai-feedback", **told, "constitution": "default", "by": asked},
+    }
+    run(place, stages, name="lost")
+    server.stop()
+    found = [f for f in diagnose(read_run(place / "runs" / "lost")) if f.severity != NOTE]
+    assert [(f.stage, f.name) for f in found] == [("critique", "revisions-lost"), ("feedback", "unreadable")]
 
 
 # PPO

@@ -320,7 +320,12 @@ def _stage_line(stage: Stage) -> str:
         if number(r, "kl") is not None:
             parts.append(f"KL {num(number(r, 'kl'), 1)} nats on its own answers")
         return head + "; ".join(parts) + "."
-    if stage.phase == "judge" and r.get("comparisons"):
+    if stage.phase == "critique" and r.get("rounds"):
+        revised = ", ".join(num(number(one, "revised"), 0) for one in r["rounds"])
+        means = [num(number(one, "mean")) for one in r.get("audit") or []]
+        gold = f"; {stage.audit_name} {' → '.join(means)}" if means else ""
+        return head + f"{revised} revisions of {num(number(r, 'answers'), 0)} answers by {r.get('by')}{gold}."
+    if stage.phase in ("judge", "ai-feedback") and r.get("comparisons"):
         label = number(r, "label_accuracy")
         right = f"; {percent(label)} of the labels agree with the gold score" if label is not None else ""
         return head + f"{num(number(r, 'comparisons'), 0)} comparisons by {r.get('judge')}{right}."

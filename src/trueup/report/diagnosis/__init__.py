@@ -18,7 +18,7 @@ from rich.text import Text
 from trueup.records import safe
 from trueup.report.diagnosis.evaluate import evaluate
 from trueup.report.diagnosis.finding import ERROR, NOTE, ORDER, WARNING, Finding, Say
-from trueup.report.diagnosis.labels import generate, judge, reward
+from trueup.report.diagnosis.labels import critique, generate, judge, reward
 from trueup.report.diagnosis.ppo import ppo
 from trueup.report.diagnosis.sft import sft
 from trueup.report.read import ABSENT, DONE, RunData, Stage
@@ -77,7 +77,9 @@ def stopped(stage: Stage) -> Iterator[Finding]:
 RULES: dict[str, Callable[[RunData, Stage], Iterator[Finding]]] = {
     "sft": sft,
     "generate": generate,
+    "critique": critique,
     "judge": judge,
+    "ai-feedback": judge,
     "reward": reward,
     "ppo": ppo,
     "evaluate": evaluate,

@@ -68,6 +68,30 @@ def judge(run: RunData, stage: Stage) -> Iterator[Finding]:
             "Few comparisons are left, and they are not a fair sample.",
             "another ~judge, or answers that differ more",
         )
+    unread = number(drop, "the judge could not be read") or 0.0
+    if unread > 0.2 * total > 0:
+        yield say(
+            WARNING,
+            "unreadable",
+            "much of what the judge says cannot be read",
+            f"{percent(unread / total)} of the questions",
+            "No label is made of it, and what is left is not a fair sample.",
+            "examples in its constitution, a larger max_tokens where it thinks first, or another model",
+        )
+
+
+def critique(run: RunData, stage: Stage) -> Iterator[Finding]:
+    rounds = [r for r in stage.results.get("rounds") or [] if isinstance(r, Mapping)]
+    lost, made = (sum(number(r, key) or 0.0 for r in rounds) for key in ("unusable", "revised"))
+    if lost > 0.2 * (lost + made):
+        yield Say(stage)(
+            WARNING,
+            "revisions-lost",
+            "many revisions are empty or cut",
+            f"{percent(lost / (lost + made))} of {num(lost + made, 0)}",
+            "They are left out, and the answers stay as they were: those that needed the longest mending, most of all.",
+            "a higher ~max_tokens; ~by, a model that knows how to revise; `revisions` (examples) in the constitution",
+        )
 
 
 def reward(run: RunData, stage: Stage) -> Iterator[Finding]:
