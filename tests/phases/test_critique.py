@@ -11,7 +11,9 @@ from tests.toy import results, rows, run
 from trueup import world
 from trueup.data.readers import read_demonstrations, read_preferences
 from trueup.phases.critique import tables
+from trueup.recipe import load_recipe, run_recipe
 from trueup.records import Completion, Prompt, UserError
+from trueup.report import write_report
 from trueup.store import Store
 
 PROMPT = Prompt.of("Why?")
@@ -205,3 +207,24 @@ def test_ai_feedback_is_generate_and_judge_in_one(toy, keys):
     assert found["label_accuracy"] > 0.6 and found["comparisons"] == len(own)
     kept = Store(toy / "prefs.sqlite").preferences()
     assert {j.kind for j in kept} == {"ai"} and len(kept) == len(own)
+
+
+@pytest.mark.long
+def test_the_recipe_makes_an_aligned_model_from_a_constitution(tmp_path):
+    """Cut small. No person's label is of a harmful or unknown prompt, and the constitution's are all."""
+    small = ["world.demonstrations=1200", "world.prompts=500", "critique.limit=100", "ppo.steps=4", "evaluate.limit=60"]
+    stages = {s.name: s for s in run_recipe(load_recipe("constitution", [*small, "device=cpu"]), tmp_path)}
+    first, mended = (part["by_category"]["harmful"] for part in results(stages["critique"])["audit"])
+    assert mended > first + 0.2
+    by_people, by_ai = (
+        {p.prompt.category for p in read_preferences(stages[name].folder / "comparisons.jsonl").records}
+        for name in ("comparisons", "feedback")
+    )
+    assert by_ai == {"harmful", "unknown"} and len(by_people) == 5 and not by_ai & by_people
+    assert len(results(stages["reward"])["mix"]) == 2
+    kept = Store(tmp_path / "constitution/preferences.sqlite").preferences()
+    assert {(j.kind, j.comparison.prompt.category in by_ai) for j in kept} == {("ai", True), ("simulated", False)}
+    harmful = [m["sampled"]["gold_by_category"]["harmful"] for m in results(stages["evaluate"])["models"].values()]
+    assert harmful[2] > harmful[1]  # revised, sft
+    page = write_report(tmp_path / "constitution").read_text(encoding="utf-8")
+    assert "revisions of" in page and "critique 1, harmless" in page
