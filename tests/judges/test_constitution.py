@@ -240,7 +240,7 @@ def test_what_is_written_depends_on_text_seed_and_index_and_tells_whether_it_end
     cut = write(texts, range(4), stop=(letter,))
     assert all(letter not in w.text for w in cut) and any(w.ended and w not in four for w in cut)
     [nothing] = write(["word " * 5000], [0])
-    assert nothing.text == "" and not nothing.ended
+    assert nothing.text == "" and not nothing.ended and not nothing.fits and all(w.fits for w in four)
 
 
 def test_the_built_in_base_model_judges_by_the_world_s_constitution(mesh):

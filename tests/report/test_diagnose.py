@@ -253,6 +253,8 @@ def test_revisions_and_verdicts_that_are_lost(place):
     }
     run(place, stages, name="lost")
     server.stop()
+    [once] = json.loads(next((place / "runs/lost").glob("critique-*/results.json")).read_text())["rounds"]
+    assert once["too_long"] == once["unusable"] == 24  # the default constitution's examples alone fill 512 tokens
     found = [f for f in diagnose(read_run(place / "runs" / "lost")) if f.severity != NOTE]
     assert [(f.stage, f.name) for f in found] == [("critique", "revisions-lost"), ("feedback", "unreadable")]
 

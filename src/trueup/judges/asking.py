@@ -65,11 +65,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Written:
-    """What followed a text; `ended`: by itself or at a stop string, and not cut by length."""
+    """What followed a text. `ended`: by itself or at a stop string, and not cut by length. `fits`: the text leaves room
+    in the model's context."""
 
     text: str
     ended: bool
     cost: float = 0.0
+    fits: bool = True
 
 
 class Answerer(Protocol):

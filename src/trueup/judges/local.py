@@ -66,8 +66,9 @@ class LocalModel:
         """Sampled at temperature 1. A text that leaves no room in the context is followed by nothing, not ended."""
         sampler = Sampler.speaking(self.talk, self.net.model, self.mesh)
         sampling = Sampling(max_tokens=max_tokens, stop=stop)
-        said = sampler.sample([self._ids(text, "") for text in texts], sampling, seed=seed, index=index)
-        return [Written(c.text.strip(), c.ended) for c in said]
+        ids = [self._ids(text, "") for text in texts]
+        said = sampler.sample(ids, sampling, seed=seed, index=index)
+        return [Written(c.text.strip(), c.ended, fits=len(i) < self.room) for c, i in zip(said, ids, strict=True)]
 
     def _thoughts(self, questions: Sequence[Question]) -> list[str]:
         """What the model thinks, up to a line break where it stops by itself."""

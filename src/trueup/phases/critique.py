@@ -134,6 +134,7 @@ def run_phase(config: CritiqueConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
                 "principles": dict(Counter(row["principle"] for row in rows if row["principle"])),
                 "revised": sum(row["usable"] for row in rows),
                 "unusable": sum(bool(row["principle"]) and not row["usable"] for row in rows),
+                "too_long": sum(not row["fits"] for row in rows),
                 "no_principle": sum(not row["principle"] for row in rows),
             }
             for rows in rounds
@@ -143,6 +144,8 @@ def run_phase(config: CritiqueConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     }
     for number, told_of in enumerate(results["rounds"], 1):
         lost = f"{told_of['unusable']} empty or cut by length, {told_of['no_principle']} without a principle"
+        if told_of["too_long"]:
+            lost += f"; {told_of['too_long']} times examples, conversation and answer filled the model's context"
         run.say(f"round {number}: {told_of['revised']} revisions, {lost}")
     run.say(f"{len(files['demonstrations'])} demonstrations; {len(files['helpful'])} answers kept as they are")
     if config.audit is not None:
@@ -187,11 +190,12 @@ def mend(
             "critique": critique.text,
             "revision": revision.text,
             "usable": revision.ended and bool(revision.text),
+            "fits": critique.fits and revision.fits,
             "cost": critique.cost + revision.cost,
         }
         for i, critique, revision in zip(due, critiques, revisions, strict=True)
     }
-    nothing = {"principle": None, "critique": "", "revision": "", "usable": False, "cost": 0.0}
+    nothing = {"principle": None, "critique": "", "revision": "", "usable": False, "fits": True, "cost": 0.0}
     return [mended.get(i, nothing) for i in index]
 
 
