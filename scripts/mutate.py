@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import os
 import signal
 import sys
@@ -21,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
@@ -81,7 +79,7 @@ Change = tuple[str, Any]
 
 
 def changes(node: ast.AST) -> Iterator[Change]:
-    """(kind, what stands in the node's place) for every way to break this node. May take the node apart."""
+    """(kind, what stands in the node's place) for every way to break this node."""
     if isinstance(node, ast.BinOp):
         for operator in OPERATORS.get(type(node.op), []):
             yield "operator", ast.BinOp(node.left, operator(), node.right)
@@ -123,26 +121,20 @@ def changes(node: ast.AST) -> Iterator[Change]:
 
 
 def other_arguments(node: ast.FunctionDef) -> Iterator[Change]:
-    """Each use of an argument, with the function's next argument in its place."""
+    """Each use of an argument, with the function's next argument in its place until the next is asked for."""
     names = [a.arg for a in [*node.args.args, *node.args.kwonlyargs] if a.arg != "self"]
-    uses = [i for i, n in enumerate(ast.walk(node)) if isinstance(n, ast.Name) and n.id in names]
-    for i in uses if len(names) > 1 else []:
-        function = copy.deepcopy(node)
-        use = list(ast.walk(function))[i]
-        if isinstance(use, ast.Name) and isinstance(use.ctx, ast.Load):
-            use.id = names[(names.index(use.id) + 1) % len(names)]
-            yield "another argument", function
+    for use in ast.walk(node) if len(names) > 1 else []:
+        if isinstance(use, ast.Name) and use.id in names and isinstance(use.ctx, ast.Load):
+            name, use.id = use.id, names[(names.index(use.id) + 1) % len(names)]
+            yield "another argument", node
+            use.id = name
 
 
 def call_changes(node: ast.Call) -> Iterator[Change]:
     """Another function, a lost argument, or the call's input in its place: a mask, a clamp, a flip is dropped."""
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if other := NAMES.get(name):
-        function = copy.deepcopy(node.func)
-        if isinstance(function, ast.Attribute):
-            function.attr = other
-        elif isinstance(function, ast.Name):
-            function.id = other
+        function = ast.Attribute(node.func.value, other) if isinstance(node.func, ast.Attribute) else ast.Name(other)
         yield "function", ast.Call(function, node.args, node.keywords)
     if name == "where":
         condition, first, second = node.args
@@ -163,29 +155,23 @@ def is_torch(node: ast.AST) -> bool:
     return ast.unparse(node).split(".")[0] == "torch"
 
 
-def sites(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that compute, in a fixed order: no docstrings, imports, annotations, or messages of errors."""
-    yield node
+def sites(holder: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    """The places holder[key] of the nodes that compute: no docstrings, imports, annotations, or errors' messages."""
+    node = holder[key]
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    if not isinstance(node, ast.AST) or docstring or is_alias(node):
+        return
+    yield holder, key
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns") or isinstance(node, ast.Raise | ast.Import | ast.ImportFrom):
             continue
-        for child in value if isinstance(value, list) else [value]:
-            docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-            if isinstance(child, ast.AST) and not docstring and not is_alias(child):
-                yield from sites(child)
+        for child in range(len(value)) if isinstance(value, list) else [field]:
+            yield from sites(value if isinstance(value, list) else vars(node), child)
 
 
 def is_alias(node: ast.AST) -> bool:
     """The name of a type at a module's top, such as `Numbers = Tensor | Sequence[float]`."""
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0])[0].isupper()
-
-
-class Replace(ast.NodeTransformer):
-    def __init__(self, old: ast.AST, new: ast.AST) -> None:
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        return self.new if node is self.old else self.generic_visit(node)
 
 
 @dataclass(frozen=True)
@@ -205,20 +191,22 @@ class Mutant:
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
-    tree = ast.parse(path.read_text())
-    original = ast.unparse(tree)
-    seen = {original}
-    for number, node in enumerate(sites(tree)):
-        for which in range(sum(1 for _ in changes(node))):
-            mutated = copy.deepcopy(tree)
-            target = list(sites(mutated))[number]
-            kind, new = next(islice(changes(target), which, None))
-            source = ast.unparse(ast.fix_missing_locations(Replace(target, new).visit(mutated)))
-            if source in seen:
-                continue
-            seen.add(source)
-            before, after = difference(original, source)
-            yield Mutant(path.name, getattr(node, "lineno", 0), kind, before, after, source)
+    """Each change is made in the tree, written out, and undone."""
+    body = ast.parse(path.read_text()).body
+    texts = [ast.unparse(statement) for statement in body]
+    for i, original in enumerate(texts):
+        seen = {original}
+        for holder, key in sites(body, i):
+            node = holder[key]
+            for kind, new in changes(node):
+                holder[key] = new
+                text = ast.unparse(body[i])
+                holder[key] = node
+                if text not in seen:
+                    seen.add(text)
+                    before, after = difference(original, text)
+                    source = "\n".join([*texts[:i], text, *texts[i + 1 :]])
+                    yield Mutant(path.name, getattr(node, "lineno", 0), kind, before, after, source)
 
 
 def difference(before: str, after: str) -> tuple[str, str]:
