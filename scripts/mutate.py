@@ -4,7 +4,7 @@ In order: read each module's syntax tree, make a mutant for each change of `chan
 a fork of a process that has everything loaded and the tests collected. A mutant that passes every test survives.
 Prints a table, and exits with 1 when one survives that is not in EQUIVALENT.
 
-    python scripts/mutate.py [--only TEXT] [--jobs N] [--list]
+    python scripts/mutate.py [--only TEXT ...] [--jobs N] [--list]
 
 Not in it: other rooms, two changes at once, and what is text (docstrings, annotations, the words of an error).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import unwrap
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
@@ -30,12 +32,14 @@ os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import Phase, given, settings
+from hypothesis.strategies import booleans
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "trueup" / "math"
 TESTS = ROOT / "tests" / "math"
-SECONDS = 60  # what runs longer hangs, which a test run would notice too
+SLOW = 0.5  # seconds; a test that takes longer is for mutants of its own module alone, and comes last
+HANGS = 10  # times as long as without a mutant, and seconds more: so long a test hangs, which one would notice too
 
 # Mutants that compute the very same, by their label, each with the reason. Few, or the tests are at fault.
 EQUIVALENT: dict[str, str] = {
@@ -228,8 +232,8 @@ def install(mutant: Mutant) -> None:
         old = getattr(module, name, None)
         if getattr(new, "__module__", None) != module.__name__:
             continue
-        if isinstance(new, FunctionType):
-            take_code(old, new)
+        if isinstance(unwrap(new), FunctionType):
+            take_code(unwrap(old), unwrap(new))
         elif isinstance(new, type):
             for key, method in vars(new).items():
                 if isinstance(method, FunctionType):
@@ -240,10 +244,6 @@ def take_code(old: Any, new: FunctionType) -> None:
     old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
 
 
-def is_property_test(item: pytest.Item) -> bool:
-    return hasattr(getattr(item, "obj", None), "hypothesis")
-
-
 class Forks:
     """A pytest plugin: collects the tests once, then runs them in a fork for each mutant, up to its first failure."""
 
@@ -251,6 +251,7 @@ class Forks:
         self.todo, self.jobs, self.report = todo, jobs, report
         self.running: dict[int, tuple[Mutant | None, int]] = {}
         self.failed = ""
+        self.seconds: dict[pytest.Item, float] = {}  # of each test, without a mutant
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport:
         """Without the traceback, which would take longer than most tests."""
@@ -264,9 +265,10 @@ class Forks:
         if session.testsfailed or not session.items:
             raise pytest.UsageError("the tests cannot be collected")
         self.start(session, None)
-        _, failed = self.wait()
-        if failed:
-            raise pytest.UsageError(f"a test fails without any mutant: {failed}")
+        _, answer = self.wait()
+        if not answer.startswith("["):
+            raise pytest.UsageError(f"a test fails without any mutant: {answer}")
+        self.seconds = dict(zip(session.items, json.loads(answer), strict=True))
         print(f"{len(self.todo)} mutants against {len(session.items)} tests", flush=True)
         queue = iter(self.todo)
         for done in range(len(self.todo)):
@@ -289,30 +291,33 @@ class Forks:
             return
         code = 1
         try:
-            signal.alarm(SECONDS)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            os.write(write, self.first_failure(session.items, mutant).encode())
+            os.write(write, self.answer(session.items, mutant).encode())
             code = 0
         finally:
             os._exit(code)
 
-    def first_failure(self, items: list[pytest.Item], mutant: Mutant | None) -> str:
-        """The name of the first test that fails; empty when all pass."""
+    def answer(self, items: list[pytest.Item], mutant: Mutant | None) -> str:
+        """The name of the first test that fails, empty when all pass; without a mutant a list of the tests' seconds."""
         if mutant:
             try:
                 install(mutant)
             except Exception as error:
                 return f"import: {error!r}"
-            # The module's own tests first, the likeliest to fail; of these the slow property tests last.
-            own = f"test_math_{Path(mutant.module).stem}.py"
-            items = sorted(items, key=lambda item: (item.path.name != own, is_property_test(item)))
+            # The likeliest to fail and the quickest first.
+            own = {item: item.path.name == f"test_math_{Path(mutant.module).stem}.py" for item in items}
+            items = [item for item in items if own[item] or self.seconds[item] < SLOW]
+            items.sort(key=lambda item: (self.seconds[item] >= SLOW, not own[item], self.seconds[item]))
         for item, following in zip(items, [*items[1:], None], strict=True):
+            began = time.monotonic()
+            signal.alarm(HANGS + int(HANGS * self.seconds.get(item, 60)))
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
-                break
-        return self.failed
+                return self.failed
+            self.seconds[item] = time.monotonic() - began
+        return "" if mutant else json.dumps(list(self.seconds.values()))
 
     def wait(self) -> tuple[Mutant | None, str]:
         """Waits for a fork to end: the mutant, and the test that failed."""
@@ -322,7 +327,7 @@ class Forks:
             failed = file.read()
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGALRM:
-            failed = f"no end after {SECONDS} s"
+            failed = "no end"
         elif code:
             raise pytest.UsageError(f"the run of the tests itself broke: exit {code}, {mutant and mutant.label}")
         return mutant, failed
@@ -330,20 +335,22 @@ class Forks:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default="", help="mutants whose label holds this text")
+    parser.add_argument("--only", default=[""], nargs="+", help="mutants whose label holds one of these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--list", action="store_true", help="every mutant and the test that killed it")
     args = parser.parse_args()
 
     began = time.monotonic()
     torch.set_num_threads(1)
-    torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # what it imports late, it imports before the forks
     settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], deadline=None, database=None)
     settings.load_profile("mutants")
+    # What these import late, they import before the forks.
+    torch.testing.assert_close(torch.zeros(1), torch.zeros(1))
+    given(booleans())(lambda _: None)()
     sys.path.insert(0, str(SOURCE.parents[1]))
 
     paths = sorted(p for p in SOURCE.glob("*.py") if p.name != "__init__.py")
-    todo = [m for path in paths for m in mutants(path) if args.only in m.label]
+    todo = [m for path in paths for m in mutants(path) if any(text in m.label for text in args.only)]
     tally: Counter[tuple[str, str]] = Counter()
 
     def report(mutant: Mutant, failed: str) -> None:
@@ -365,7 +372,7 @@ def main() -> int:
         counts = (sum(n for key, n in tally.items() if key[1] == v and kind in (key[0], "all")) for v in verdicts)
         print(kind.ljust(28) + "".join(str(n).rjust(12) for n in counts))
     print(f"{time.monotonic() - began:.0f} s")
-    stale = set() if args.only else EQUIVALENT.keys() - {mutant.label for mutant in todo}
+    stale = set() if any(args.only) else EQUIVALENT.keys() - {mutant.label for mutant in todo}
     for label in stale:
         print(f"EQUIVALENT names a mutant that is none: {label}")
     return 1 if stale or any(verdict == "survived" for _, verdict in tally) else 0
