@@ -6,7 +6,7 @@ Prints a table, and exits with 1 when one survives that is not in EQUIVALENT.
 
     python scripts/mutate.py [--only TEXT ...] [--jobs N] [--list]
 
-Not in it: other rooms, two changes at once, and what is text (docstrings, annotations, the words of an error).
+Not in it: other rooms, two changes at once, constants in capitals, decorators, and what is text (docstrings, annotations, the words of an error).
 """
 
 from __future__ import annotations
@@ -45,10 +45,17 @@ HANGS = 10  # times as long as without a mutant, and seconds more: so long a tes
 EQUIVALENT: dict[str, str] = {
     "kl.py: return (p * torch.where(p > 0, logp - logq, 0.0)).sum(-1)"
     "  ->  return (p * torch.where(p > 0, logp - logq, 1.0)).sum(-1)": "p is 0 there, and 0 x 1 = 0 x 0",
+    "powered.py: together = torch.cov(torch.stack([y, f]))[0, 1]"
+    "  ->  together = torch.cov(torch.stack([y, f]))[1, 0]": "a covariance has no order",
+    "sequential.py: if cost < least - ROUNDING:  ->  if cost <= least - ROUNDING:": "no cost is less by just so much",
+    "sequential.py: while pools and pools[-1][0] >= pool[0]:"
+    "  ->  while pools and pools[-1][0] > pool[0]:": "pools alike have one mean, pooled or not",
     "statistics.py: if p.shape != outcome.shape or p.ndim != 1 or bins < 1:"
     "  ->  if p.shape != outcome.shape or outcome.ndim != 1 or bins < 1:": "p and outcome have one shape here",
     "statistics.py: error += n / len(p) * abs(confidence - observed)"
     "  ->  error += n / len(outcome) * abs(confidence - observed)": "p and outcome have one length here",
+    "statistics.py: mass = (u.cos() ** (freedom - 1)).cumsum(0)"
+    "  ->  mass = (u.cos() ** (freedom - 1)).cumsum(-1)": "u has one axis",
     "temperature.py: while low < (middle := ((low + high) / 2)) < high:"
     "  ->  while low <= (middle := ((low + high) / 2)) < high:": "once more, where no number lies between",
     "temperature.py: slope = (z * (torch.sigmoid(middle * z) - y)).sum()"
@@ -160,14 +167,16 @@ def is_torch(node: ast.AST) -> bool:
 
 
 def sites(holder: Any, key: Any) -> Iterator[tuple[Any, Any]]:
-    """The places holder[key] of the nodes that compute: no docstrings, imports, annotations, or errors' messages."""
+    """The places holder[key] of the nodes that compute: no docstrings, imports, annotations, caches, errors' words."""
     node = holder[key]
     docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     if not isinstance(node, ast.AST) or docstring or is_alias(node):
         return
     yield holder, key
+    if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom):
+        return
     for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns") or isinstance(node, ast.Raise | ast.Import | ast.ImportFrom):
+        if field in ("annotation", "returns", "decorator_list"):
             continue
         for child in range(len(value)) if isinstance(value, list) else [field]:
             yield from sites(value if isinstance(value, list) else vars(node), child)

@@ -42,6 +42,8 @@ def test_bounds_that_can_be_solved_for():
     assert betting_bounds([5.0], error=0.5, low=-1, high=5) == (pytest.approx(1, abs=1e-9), 5)
     assert betting_bounds([-1.0], error=0.5, low=-1, high=5) == (-1, pytest.approx(3, abs=1e-9))
     assert betting_bounds([1.0], error=0.2) == (pytest.approx(1 / 9, abs=1e-10), 1)
+    assert betting_bounds([1.0], error=0.99) == (pytest.approx(99 / 101, abs=1e-10), 1)
+    assert betting_bounds([1.0], error=0.2)[0] * 2**40 == 2**40 // 9  # rounded down
     # With a start that has not come: (1 + 1 + (1/m - 1)/2)/2 = 2 at m = 1/5.
     assert betting_bounds([1.0], error=0.5, starts=[0, 1]) == (pytest.approx(1 / 5, abs=1e-10), 1)
     single = torch.tensor([0.1, 0.7])
@@ -74,6 +76,11 @@ def test_a_bound_is_wrong_at_any_of_its_looks_no_more_often_than_said(starts):
         wrong += any(log_capital(values[:n], mean, starts=starts) >= -math.log(error) for n in range(10, 201, 10))
         naive += any(values[:n].mean() - 1.2816 * math.sqrt(mean * (1 - mean) / n) > mean for n in range(10, 201, 10))
     assert wrong <= error * runs < naive
+
+
+def test_a_capital_of_just_what_it_takes_is_enough():
+    ones = [1.0] * 10
+    assert betting_bounds(ones, error=math.exp(-log_capital(ones, 0.5)))[0] == 0.5
 
 
 def test_a_gap_is_found_with_few_values():
@@ -133,8 +140,10 @@ def test_a_curve_that_rises_and_falls(close):
     close(unimodal_fit([1, 3, 2, 4, 1], [1] * 5), [1, 2.5, 2.5, 4, 1])
     # Of two peaks the nearer fit counts: 5 and 1 pooled cost 8, 1 and 6 pooled 12.5; with weights the other way.
     close(unimodal_fit([5, 1, 6, 0], [1] * 4), [3, 3, 6, 0])
-    close(unimodal_fit([5, 1, 6, 0], [9, 1, 1, 1]), [5, 3.5, 3.5, 0])
+    close(unimodal_fit([5, 1, 6, 0], [4, 1, 1, 1]), [5, 3.5, 3.5, 0])
     close(unimodal_fit([5, 1, 6, 0], [1, 3, 1, 1]), [2, 2, 6, 0])
+    close(unimodal_fit([5, 1, 6, 0], [0.1, 0.3, 0.1, 0.1]), [2, 2, 6, 0])
+    close(unimodal_fit([9, 1, 3], [1, 1, 3]), [9, 2.5, 2.5])
     close(unimodal_fit([0.5, 0.2, 0.1], [9.0, 1, 1]), [0.5, 0.2, 0.1])
     close(unimodal_fit([0.5, 0.7, 0.9], [9.0, 1, 1]), [0.5, 0.7, 0.9])
     close(unimodal_fit([0.7], [2.0]), [0.7])
@@ -143,3 +152,5 @@ def test_a_curve_that_rises_and_falls(close):
 
 def test_of_peaks_that_fit_alike_the_first_counts(close):
     close(unimodal_fit([1, 0, 1], [1, 1, 1]), [1, 0.5, 0.5])
+    mean = 3.1 / 6  # the costs of this and of its mirror image differ by rounding
+    close(unimodal_fit([1, 0.3, 0.5, 0.5, 0.5, 0.3, 1], [1] * 7), [1, *[mean] * 6])

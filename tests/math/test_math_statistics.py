@@ -13,6 +13,7 @@ from trueup.math import (
     student_mass,
     student_quantile,
 )
+from trueup.math.statistics import _interpolate
 
 
 def test_calibration_worked_by_hand():
@@ -173,6 +174,12 @@ def test_nested_bootstrap_keeps_parts_and_columns_apart():
     assert torch.equal(found, torch.arange(6.0).double().view(2, 3).expand(5, 2, 2, 3))
 
 
+def test_between_the_points_of_a_table_the_line_counts():
+    xs, ys = torch.tensor([0.0, 1.0, 3.0, 4.0]), torch.tensor([2.0, 10.0, 0.0, 7.0])
+    found = [_interpolate(x, xs, ys) for x in (0.0, 0.5, 1.0, 2.0, 3.0, 3.5, 4.0)]
+    assert found == [2, 6, 10, 5, 0, 3.5, 7] and type(found[0]) is float
+
+
 @pytest.mark.parametrize(
     ("level", "freedom", "t"),
     [(0.95, 1, 12.7062), (0.95, 4, 2.77645), (0.9, 2, 2.91999), (0.99, 3, 5.84091), (0.95, 200, 1.97190)],
@@ -180,3 +187,4 @@ def test_nested_bootstrap_keeps_parts_and_columns_apart():
 def test_student(level, freedom, t):
     assert student_quantile(level, freedom) == pytest.approx(t, rel=1e-4)
     assert student_mass(t, freedom) == pytest.approx(level, abs=1e-5)
+    assert student_mass(student_quantile(level, freedom), freedom) == pytest.approx(level, abs=1e-12)

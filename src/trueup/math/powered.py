@@ -41,7 +41,7 @@ def prediction_powered_mean(labels: Numbers, predictions: Numbers, others: Numbe
     every = torch.cat([y, f, rest])
     if not ((every >= 0) & (every <= 1)).all():
         raise ValueError("labels and predictions must lie in [0, 1]")
-    spread, weight, base, noise = torch.cat([f, rest]).var(), *torch.zeros(3, dtype=torch.float64)
+    spread, weight, base, noise = torch.cat([f, rest]).var(), *torch.zeros(3)
     if many > 1 and spread > 0:
         together = torch.cov(torch.stack([y, f]))[0, 1]
         weight = (together / ((1 + n / many) * spread)).clamp(0, 1)

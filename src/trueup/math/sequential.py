@@ -16,6 +16,7 @@ from torch import Tensor
 from trueup.math.statistics import Numbers
 
 STAKES = 50
+ROUNDING = 1e-12  # curves whose costs differ by less fit alike
 
 
 def log_capital(values: Numbers, mean: float, *, starts: Sequence[int] = (0,)) -> float:
@@ -39,7 +40,7 @@ def log_capital(values: Numbers, mean: float, *, starts: Sequence[int] = (0,)) -
     stakes = (torch.arange(STAKES, dtype=torch.float64) + 0.5) / STAKES
     gains = (1 - stakes + stakes * x[:, None] / mean).log()
     owned = torch.stack([gains[start:].sum(0) for start in starts])
-    return float(owned.flatten().logsumexp(0)) - math.log(owned.numel())
+    return float(owned.logsumexp([0, 1])) - math.log(owned.numel())
 
 
 def betting_bounds(
@@ -63,7 +64,7 @@ def betting_bounds(
 
 
 def _lower(x: Tensor, error: float, starts: Sequence[int]) -> float:
-    """The largest mean that the bets refute: capital falls as the mean rises, and at 1 it is at most 1."""
+    """The largest multiple of 2^-40 that the bets refute: capital falls as the mean rises, at 1 it is at most 1."""
     refuted, open_ = 0.0, 1.0
     for _ in range(40):
         middle = (refuted + open_) / 2
@@ -85,13 +86,13 @@ def drop_bound(values: Numbers, splits: Sequence[int], *, error: float, planned:
     below what an earlier one was is at most `error`. ValueError as in `betting_bounds`, or for more splits than
     planned. Source: the bounds of Waudby-Smith and Ramdas 2024, shared out by Bonferroni.
     """
-    x = torch.as_tensor(values, dtype=torch.float64)
     if len(splits) > planned:
         raise ValueError(f"{len(splits)} splits, {planned} planned")
-    inside = [s for s in splits if 0 < s < len(x)]
+    inside = [s for s in splits if 0 < s < len(values)]
     each = error / (2 * planned)
     return max(
-        (betting_bounds(x[:s], error=each)[0] - betting_bounds(x[s:], error=each)[1] for s in inside), default=-1
+        (betting_bounds(values[:s], error=each)[0] - betting_bounds(values[s:], error=each)[1] for s in inside),
+        default=-1,
     )
 
 
@@ -108,11 +109,12 @@ def unimodal_fit(values: Numbers, weights: Numbers) -> Tensor:
     w = torch.as_tensor(weights, dtype=torch.float64)
     if x.shape != w.shape or x.ndim != 1 or not len(x) or not (w > 0).all():
         raise ValueError(f"values {tuple(x.shape)} and weights {tuple(w.shape)}, above 0, must be [N]")
-    best, least = x, math.inf
-    for k in range(1, len(x) + 1):
-        fit = torch.cat([_rising(x[:k], w[:k]), _rising(x[k:].flip(0), w[k:].flip(0)).flip(0)])
-        cost = float((w * (x - fit) ** 2).sum())
-        if cost < least - 1e-12:
+    best = x
+    least: Tensor | float = math.inf
+    for k in range(len(x)):
+        fit = torch.cat([_rising(x[:k], w[:k]), _rising(x[k:].flipud(), w[k:].flipud()).flipud()])
+        cost = w @ (x - fit) ** 2
+        if cost < least - ROUNDING:
             best, least = fit, cost
     return best
 
@@ -120,7 +122,7 @@ def unimodal_fit(values: Numbers, weights: Numbers) -> Tensor:
 def _rising(x: Tensor, w: Tensor) -> Tensor:
     """The nearest curve that never falls: neighbours that do are pooled into their weighted mean."""
     pools: list[tuple[float, float, int]] = []  # mean, weight, how many
-    for value, weight in zip(x.tolist(), w.tolist(), strict=True):
+    for value, weight in torch.stack([x, w], 1).tolist():
         pool = value, weight, 1
         while pools and pools[-1][0] >= pool[0]:
             mean, heavy, many = pools.pop()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Numbers = Tensor | Sequence[float]
+POINTS = 200_001  # in the table of a Student variable
 
 
 def expected_calibration_error(p: Numbers, outcome: Numbers, bins: int = 10) -> tuple[float, list[dict[str, float]]]:
@@ -112,13 +113,13 @@ def student_quantile(level: float, freedom: int) -> float:
 
 @lru_cache(maxsize=16)
 def _student(freedom: int) -> tuple[Tensor, Tensor]:
-    u = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)
+    u = torch.linspace(0, math.pi / 2, POINTS, dtype=torch.float64)
     mass = (u.cos() ** (freedom - 1)).cumsum(0)
     return u, mass / mass[-1]
 
 
 def _interpolate(x: float, xs: Tensor, ys: Tensor) -> float:
     """y at x on the line through the neighbours, xs ascending and x within them."""
-    i = int(torch.searchsorted(xs, torch.tensor(x, dtype=torch.float64)).clamp(1, len(xs) - 1))
-    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
-    return float(ys[i - 1] + share * (ys[i] - ys[i - 1]))
+    i = torch.searchsorted(xs[1:-1], x)  # of how many it is right
+    share = (x - xs[i]) / (xs[i + 1] - xs[i])
+    return float(ys[i] + share * (ys[i + 1] - ys[i]))
