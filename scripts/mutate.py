@@ -1,12 +1,14 @@
 """Would the tests of `trueup.math` notice? Break the code in every small way, and see that one of them fails.
 
 In order: read each module's syntax tree, make a mutant for each change of `changes`, and run tests/math against it in
-a fork of a process that has everything loaded and the tests collected. A mutant that passes every test survives.
+a fork of a process that has everything loaded and the tests collected: the module's own tests first, the quick before
+the slow, and of other modules' tests the quick ones alone. A mutant that passes all these survives.
 Prints a table, and exits with 1 when one survives that is not in EQUIVALENT.
 
     python scripts/mutate.py [--only TEXT ...] [--jobs N] [--list]
 
-Not in it: other rooms, two changes at once, constants in capitals, decorators, and what is text (docstrings, annotations, the words of an error).
+Not in it: other rooms, two changes at once, constants in capitals, decorators, and what is text (docstrings,
+annotations, the words of an error).
 """
 
 from __future__ import annotations
