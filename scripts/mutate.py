@@ -49,7 +49,8 @@ EQUIVALENT: dict[str, str] = {
     "  ->  return (p * torch.where(p > 0, logp - logq, 1.0)).sum(-1)": "p is 0 there, and 0 x 1 = 0 x 0",
     "powered.py: together = torch.cov(torch.stack([y, f]))[0, 1]"
     "  ->  together = torch.cov(torch.stack([y, f]))[1, 0]": "a covariance has no order",
-    "sequential.py: if cost < least - ROUNDING:  ->  if cost <= least - ROUNDING:": "no cost is less by just so much",
+    "sequential.py: return fits[(costs < costs.min() + ROUNDING).int().argmax()]"
+    "  ->  return fits[(costs <= costs.min() + ROUNDING).int().argmax()]": "no cost is more by just so much",
     "sequential.py: while pools and pools[-1][0] >= pool[0]:"
     "  ->  while pools and pools[-1][0] > pool[0]:": "pools alike have one mean, pooled or not",
     "statistics.py: if p.shape != outcome.shape or p.ndim != 1 or bins < 1:"
@@ -185,7 +186,7 @@ def sites(holder: Any, key: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def is_alias(node: ast.AST) -> bool:
-    """The name of a type at a module's top, such as `Numbers = Tensor | Sequence[float]`."""
+    """A type or a constant at a module's top, such as `Numbers = Tensor | Sequence[float]` or `STAKES = 50`."""
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0])[0].isupper()
 
 

@@ -109,14 +109,11 @@ def unimodal_fit(values: Numbers, weights: Numbers) -> Tensor:
     w = torch.as_tensor(weights, dtype=torch.float64)
     if x.shape != w.shape or x.ndim != 1 or not len(x) or not (w > 0).all():
         raise ValueError(f"values {tuple(x.shape)} and weights {tuple(w.shape)}, above 0, must be [N]")
-    best = x
-    least: Tensor | float = math.inf
-    for k in range(len(x)):
-        fit = torch.cat([_rising(x[:k], w[:k]), _rising(x[k:].flipud(), w[k:].flipud()).flipud()])
-        cost = w @ (x - fit) ** 2
-        if cost < least - ROUNDING:
-            best, least = fit, cost
-    return best
+    fits = torch.stack(
+        [torch.cat([_rising(x[:k], w[:k]), _rising(x[k:].flipud(), w[k:].flipud()).flipud()]) for k in range(len(x))]
+    )
+    costs = (x - fits) ** 2 @ w
+    return fits[(costs < costs.min() + ROUNDING).int().argmax()]
 
 
 def _rising(x: Tensor, w: Tensor) -> Tensor:
