@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -m "long or browser"
 
-# Every small change of trueup.math, against its tests: for who changes it. Minutes to half an hour.
+# Every small change of trueup.math, against its tests: for who changes it. A quarter of an hour on one core.
 mutate: $(VENV)/.installed-dev
 	$(BIN)/python scripts/mutate.py
 

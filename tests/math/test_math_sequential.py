@@ -42,7 +42,6 @@ def test_bounds_that_can_be_solved_for():
     assert betting_bounds([5.0], error=0.5, low=-1, high=5) == (pytest.approx(1, abs=1e-9), 5)
     assert betting_bounds([-1.0], error=0.5, low=-1, high=5) == (-1, pytest.approx(3, abs=1e-9))
     assert betting_bounds([1.0], error=0.2) == (pytest.approx(1 / 9, abs=1e-10), 1)
-    assert betting_bounds([1.0], error=0.99) == (pytest.approx(99 / 101, abs=1e-10), 1)
     assert betting_bounds([1.0], error=0.2)[0] * 2**40 == 2**40 // 9  # rounded down
     # With a start that has not come: (1 + 1 + (1/m - 1)/2)/2 = 2 at m = 1/5.
     assert betting_bounds([1.0], error=0.5, starts=[0, 1]) == (pytest.approx(1 / 5, abs=1e-10), 1)
@@ -142,7 +141,6 @@ def test_a_curve_that_rises_and_falls(close):
     close(unimodal_fit([5, 1, 6, 0], [1] * 4), [3, 3, 6, 0])
     close(unimodal_fit([5, 1, 6, 0], [4, 1, 1, 1]), [5, 3.5, 3.5, 0])
     close(unimodal_fit([5, 1, 6, 0], [1, 3, 1, 1]), [2, 2, 6, 0])
-    close(unimodal_fit([5, 1, 6, 0], [0.1, 0.3, 0.1, 0.1]), [2, 2, 6, 0])
     close(unimodal_fit([9, 1, 3], [1, 1, 3]), [9, 2.5, 2.5])
     close(unimodal_fit([0.5, 0.2, 0.1], [9.0, 1, 1]), [0.5, 0.2, 0.1])
     close(unimodal_fit([0.5, 0.7, 0.9], [9.0, 1, 1]), [0.5, 0.7, 0.9])
