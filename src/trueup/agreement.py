@@ -1,16 +1,29 @@
-"""How far raters agree: Krippendorff's alpha with its interval, Cohen's kappa of each pair. No torch.
+"""How far raters agree: Krippendorff's alpha with its interval, Cohen's kappa of each pair; and how sure a share is. No
+torch.
 
 A rating is 1, -1 or 0: the first better, the second, neither. Alpha is evalica's (nominal).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from statistics import NormalDist
 
 Ratings = Mapping[str, Mapping[int, int]]
 """By rater, by item."""
+
+
+def wilson(share: float, n: float, of: int = 1) -> tuple[float, float]:
+    """95% interval of a rate measured on n independent trials (Wilson 1927); where it is one `of` several that are
+    looked at, wide enough for all of them to hold at once (Bonferroni)."""
+    if n <= 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(1 - 0.025 / of)
+    middle, half = share * n + z * z / 2, z * math.sqrt(share * (1 - share) * n + z * z / 4)
+    return max(0.0, (middle - half) / (n + z * z)), min(1.0, (middle + half) / (n + z * z))
 
 
 def cohen_kappa(a: Sequence[int], b: Sequence[int]) -> float:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tests.report.make_run import EVIL_CATEGORY, GOLD, HOSTILE, STAGES, make_run, write
+from trueup.agreement import wilson
 from trueup.records import UserError
 from trueup.report import chart_svg, write_report
-from trueup.report.figures import bracket, duration, num, paired_gain, percent, running_mean, wilson
+from trueup.report.figures import bracket, duration, num, paired_gain, percent, running_mean
 from trueup.report.headline import headline, over_optimization
 from trueup.report.metrics import METRICS, markdown
 from trueup.report.page import choose_samples, script_json

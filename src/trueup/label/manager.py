@@ -6,7 +6,6 @@ here. Simulated raters are marked wherever they stand.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from trueup.agreement import alpha, by_rater, pair_kappas
+from trueup.agreement import alpha, by_rater, pair_kappas, wilson
 from trueup.label.queue import ADJUDICATION, Queue, side
 from trueup.store import Store, live
 from trueup.store.tables import assignments, comparisons, completions, items, log, preferences, raters
@@ -46,13 +45,9 @@ class Of:
 
 
 def share(values: list[bool]) -> tuple[float, float, float, int] | None:
-    """(share of True, low, high, n): Wilson's 95% interval. None of nothing. Source: Wilson 1927."""
+    """(share of True, low, high, n): Wilson's 95% interval. None of nothing."""
     n = len(values)
-    if not n:
-        return None
-    p, z = sum(values) / n, 1.959964
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return p, max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n)), n
+    return (sum(values) / n, *wilson(sum(values) / n, n), n) if n else None
 
 
 def manager_view(store: Store, now: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from trueup.math.advantages import RunningBaseline, grpo_advantages, rloo_advant
 from trueup.math.best_of_n import best_of_n, best_of_n_bound, best_of_n_kl
 from trueup.math.ensemble import disagreement, ensemble_score
 from trueup.math.kl import AdaptiveKL, exact_kl, kl_estimate, kl_loss
+from trueup.math.logistic import fit_logistic
 from trueup.math.masked import masked_mean, masked_var, whiten
 from trueup.math.powered import Powered, decisive_pairs, prediction_powered_mean
 from trueup.math.ppo import (
@@ -54,6 +55,7 @@ __all__ = [
     "exact_kl",
     "expected_calibration_error",
     "explained_variance",
+    "fit_logistic",
     "fit_scaling",
     "fit_temperature",
     "gae",

@@ -12,7 +12,7 @@ verdicts are appended to a preference store too. Not in it: where the judge's op
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,20 +21,15 @@ from pydantic import Field
 
 from trueup.config import Config, Seed, display
 from trueup.data.completions import pairs_of
-from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
-from trueup.judges import JudgeSpec, make_judge, verdicts_of
+from trueup.judges import JudgeSpec, make_judge
+from trueup.judges.asked import PEOPLE, TO_LABEL, as_judged, ask, on_page, people_say, samples, scaled
 from trueup.judges.measured import line, measure, refusal
 from trueup.judges.recorded import read_judged
-from trueup.math import at_temperature
-from trueup.records import Comparison, Judge, UserError, Verdict, Waiting, write_jsonl
-from trueup.run import Run, now
+from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
+from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
-from trueup.store import Asked, Judged, Kind, Store, as_row
-
-PEOPLE, TO_LABEL = "people", "to-label.jsonl"
-CHOICES = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
-"""What people may write, as the probability that the first is better."""
+from trueup.store import Asked, Kind, Store, as_row
 
 WHAT = "asks raters which of two answers is better: people compare more easily than they write"
 VERSION = 2
@@ -113,21 +108,7 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             store = Store(config.store)
             run.say(f"{store.append(judged)} verdicts appended to {config.store}")
             store.close()
-        run.show(
-            0,
-            [
-                {
-                    "prompt": r["prompt"][-1]["content"],
-                    "category": r["category"],
-                    "completion": r[side],
-                    "side": side,
-                    "pair": i,
-                    "rater": r["rater"],
-                }
-                for i, r in enumerate(rows[:25])
-                for side in ("chosen", "rejected")
-            ],
-        )
+        run.show(0, samples(rows))
     mesh.barrier()
     why = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
     run.say(f"{len(rows)} comparisons by {name}; dropped: {why}")
@@ -146,10 +127,6 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     return results
 
 
-def ask(judge: Judge, comparisons: list[Comparison], index: range) -> list[dict[str, Any]]:
-    return [asdict(verdict) for verdict in verdicts_of(judge, [comparisons[i] for i in index])]
-
-
 def qualify(config: JudgeConfig, judge: Judge, run: Run) -> dict[str, Any]:
     """What the judge is worth to people. Raises UserError where it is worse than one of them, unless forced."""
     assert config.humans is not None
@@ -165,87 +142,19 @@ def qualify(config: JudgeConfig, judge: Judge, run: Run) -> dict[str, Any]:
     return found
 
 
-def scaled(verdict: Verdict, temperature: float | None) -> Verdict:
-    if verdict.p is None or temperature is None:
-        return verdict
-    return replace(verdict, p=float(at_temperature([verdict.p], temperature)))
-
-
 def _second(verdict: Verdict) -> Verdict:
     """Marked, so that agreement is counted between two askings and never within one."""
     return replace(verdict, rater=f"{verdict.rater}, asked second")
 
 
-def as_judged(comparison: Comparison, verdict: Verdict, gold: np.ndarray | None, kind: Kind, origin: str) -> Judged:
-    """With the gold score's margin, first minus second, where it is known."""
-    assert verdict.p is not None
-    meta: dict[str, Any] = {} if gold is None else {"gold_margin": float(gold[0] - gold[1])}
-    if verdict.readings:
-        meta |= {"principles": verdict.principles, "spread": verdict.spread, "cost": verdict.cost}
-    tie = verdict.p == 0.5
-    return Judged(comparison, verdict.p, verdict.rater, kind, origin, now(), tie=tie, note=verdict.note, meta=meta)
-
-
-def people_say(run: Run, mesh: Mesh, comparisons: list[Comparison]) -> list[Verdict]:
-    """What people wrote into `to-label.jsonl` of the stage's folder, which is made where it is not there.
-
-    Raises Waiting while a choice is missing."""
-    path = run.folder / TO_LABEL
-    rows = [
-        {
-            "id": i,
-            "choice": None,
-            "rater": "people",
-            "prompt": [dict(m) for m in c.prompt.messages],
-            "first": c.completions[0].text,
-            "second": c.completions[1].text,
-        }
-        for i, c in enumerate(comparisons)
-    ]
-    run.begin()
-    if mesh.is_main and not path.exists():
-        write_jsonl(path, rows)
-    mesh.barrier()
-    verdicts, open_rows = [], 0
-    found = {row.get("id"): row for _, row in raw_rows(path)}
-    for row in rows:
-        said = found.get(row["id"], {})
-        if any(said.get(name) != row[name] for name in ("prompt", "first", "second")):
-            raise UserError(
-                f"{path}: comparison {row['id']} is missing or altered; only choice and rater are to be filled"
-            )
-        choice = said.get("choice")
-        if choice is None:
-            open_rows += 1
-        elif choice not in CHOICES:
-            raise UserError(f"{path}, id {row['id']}: choice {choice!r}; expected one of {', '.join(CHOICES)}")
-        else:
-            verdicts.append(Verdict(CHOICES[choice], str(said.get("rater") or "people")))
-    if open_rows:
-        raise Waiting(
-            f"{open_rows} of {len(rows)} comparisons to be labelled in {path}: write {', '.join(CHOICES)} into 'choice'"
-        )
-    return verdicts
-
-
 def labelled(run: Run, mesh: Mesh, place: str, comparisons: list[Comparison]) -> list[Verdict]:
-    """What people said on the labelling page, of comparisons that are put into the store's queue: the mean of a
-    comparison's verdicts, or an abstention where nobody could judge. Raises Waiting while one of them is open."""
-    run.begin()
-    origin = f"{run.folder.name}, asked"
-    store = Store(place)
-    if mesh.is_main:
-        store.ask([Asked(c) for c in comparisons], origin)
-    mesh.barrier()
-    waiting, said = store.open_items(origin), store.preferences(origins=[origin])
-    store.close()
-    if waiting:
-        raise Waiting(f"{waiting} of {len(comparisons)} comparisons to be labelled: trueup label {place}")
-    verdicts = []
-    for comparison in comparisons:
-        texts = [c.text for c in comparison.completions]
-        of_it = [j for j in said if j.comparison.prompt.id == comparison.prompt.id]
-        of_it = [j for j in of_it if [c.text for c in j.comparison.completions] == texts]
-        p = sum(j.p for j in of_it) / len(of_it) if of_it else None
-        verdicts.append(Verdict(p, ", ".join(sorted({j.rater for j in of_it})) or PEOPLE))
-    return verdicts
+    """What people said on the labelling page: the mean of a comparison's verdicts, or an abstention where nobody could
+    judge."""
+    said = on_page(run, mesh, place, [Asked(c) for c in comparisons], f"{run.folder.name}, asked")
+    return [
+        Verdict(
+            sum(j.p for j in of_it) / len(of_it) if of_it else None,
+            ", ".join(sorted({j.rater for j in of_it})) or PEOPLE,
+        )
+        for of_it in said
+    ]

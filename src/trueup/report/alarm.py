@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from trueup.agreement import wilson
 from trueup.report.charts import Chart, Trace, figure, whiskers
-from trueup.report.figures import percent, title_of, wilson
+from trueup.report.figures import percent, title_of
 from trueup.report.read import Stage, number
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -63,16 +62,6 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def wilson(share: float, n: float, of: int = 1) -> Interval:
-    """95% interval of a rate measured on n independent trials (Wilson 1927); where it is one `of` several that are
-    looked at, wide enough for all of them to hold at once (Bonferroni)."""
-    if n <= 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(1 - 0.025 / of)
-    middle, half = share * n + z * z / 2, z * math.sqrt(share * (1 - share) * n + z * z / 4)
-    return max(0.0, (middle - half) / (n + z * z)), min(1.0, (middle + half) / (n + z * z))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trueup.agreement import wilson
 from trueup.report.figures import (
     Interval,
     bracket,
@@ -23,7 +24,6 @@ from trueup.report.figures import (
     running_mean,
     smoothing,
     title_of,
-    wilson,
 )
 from trueup.report.read import ABSENT, DONE, RunData, Stage, number, pair
 from trueup.run import TRAINED

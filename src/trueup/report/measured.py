@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trueup.agreement import wilson
 from trueup.report.charts import SERIES, STEP, Chart, Group, Trace, figure, label, labels, line, whiskers
-from trueup.report.figures import duration, mean_interval, num, short, title_of, wilson
+from trueup.report.figures import duration, mean_interval, num, short, title_of
 from trueup.report.headline import models_of
 from trueup.report.metrics import METRICS
 from trueup.report.read import RunData, Stage, number

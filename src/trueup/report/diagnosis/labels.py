@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from trueup.agreement import wilson
 from trueup.report.diagnosis.finding import (
     ENDS,
     ERROR,
@@ -15,7 +16,7 @@ from trueup.report.diagnosis.finding import (
     Say,
     too_long,
 )
-from trueup.report.figures import ends, num, percent, wilson
+from trueup.report.figures import ends, num, percent
 from trueup.report.read import RunData, Stage, number
 
 

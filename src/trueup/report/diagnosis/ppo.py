@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from trueup.agreement import wilson
 from trueup.named import CALLABLE
 from trueup.report.alarm import alarm_step, words
 from trueup.report.diagnosis.finding import (
@@ -20,7 +21,7 @@ from trueup.report.diagnosis.finding import (
     same_judge,
     samples,
 )
-from trueup.report.figures import ends, num, percent, running_mean, short, smoothing, wilson
+from trueup.report.figures import ends, num, percent, running_mean, short, smoothing
 from trueup.report.headline import models_of
 from trueup.report.read import RunData, Stage, number, pair
 

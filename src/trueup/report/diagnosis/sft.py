@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from trueup.agreement import wilson
 from trueup.report.diagnosis.finding import (
     ENDS,
     ERROR,
@@ -16,7 +17,7 @@ from trueup.report.diagnosis.finding import (
     samples,
     too_long,
 )
-from trueup.report.figures import ends, num, percent, running_mean, short, wilson
+from trueup.report.figures import ends, num, percent, running_mean, short
 from trueup.report.read import RunData, Stage, number
 
 
