@@ -199,6 +199,12 @@ def ai_feedback(assignments: Keys = None, name: Name = "ai-feedback", runs: Runs
 
 
 @app.command()
+def route(assignments: Keys = None, name: Name = "route", runs: Runs = RUNS) -> None:
+    """Hard pairs to people, the rest to a judge: completions=COMPLETIONS.jsonl judge=JUDGE people=people budget=200"""
+    _stage("route", assignments, name, runs)
+
+
+@app.command()
 def score(assignments: Keys = None, name: Name = "score", runs: Runs = RUNS) -> None:
     """Score answers: completions=COMPLETIONS.jsonl scorer=REWARD_MODEL"""
     _stage("score", assignments, name, runs)

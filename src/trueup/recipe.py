@@ -57,6 +57,7 @@ PHASES = {
     "critique": ("trueup.phases.critique", "CritiqueConfig"),
     "judge": ("trueup.phases.judge", "JudgeConfig"),
     "ai-feedback": ("trueup.ai_feedback", "AIFeedbackConfig"),
+    "route": ("trueup.phases.route", "RouteConfig"),
     "reward": ("trueup.phases.reward", "RewardConfig"),
     "dpo": ("trueup.phases.dpo", "DPOConfig"),
     "ensemble": ("trueup.ensemble", "EnsembleConfig"),

@@ -1,0 +1,109 @@
+"""Which of a judge's verdicts a person should look at: signals of doubt, and a risk that is learned from an audit.
+
+A signal is a number in [0, 1] for each pair, 0 where nothing speaks against the judge. The risk is the probability that
+the judge's label is not a person's: a logistic regression on the signals, small enough for a few dozen audited pairs
+(ridge 1: a weight is the change in log-odds as a signal goes from 0 to 1, and has a standard normal prior). An audited
+pair's own risk comes from a model that has not seen it, or the judge would look too good where it is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from trueup.judges.measured import side
+from trueup.math import fit_logistic
+from trueup.records import Comparison, Scorer, Scores, Verdict
+from trueup.scorers import logits_of
+from trueup.scorers.ensemble import Ensemble
+
+RIDGE, RIDGE_OF_MEAN = 1.0, 0.1
+FOLDS = 10
+NO_LABEL = 0.5
+"""The risk where the judge gives no label: that of a coin."""
+PRIOR_PAIRS = 10
+"""So many pairs is the stated error of a person worth beside those that two people judged."""
+
+Signals = Mapping[str, float]
+
+
+def margins(scorer: Scorer, comparisons: Sequence[Comparison]) -> np.ndarray:
+    """How far the first completion is ahead, [N, K]: of each member of an ensemble, else of the scorer; in log-odds
+    where the scorer has that unit."""
+    flat = [(c.prompt, completion) for c in comparisons for completion in c.completions]
+    scores = scorer.score([p for p, _ in flat], [c for _, c in flat])
+    several = [(scorer, scores)]
+    if isinstance(scorer, Ensemble):
+        several = [(member, Scores(scores.parts[name])) for name, member in scorer.members.items()]
+    values = [logits if (logits := logits_of(one, s)) is not None else s.value for one, s in several]
+    return np.stack([np.asarray(v, np.float64).reshape(-1, 2) @ [1.0, -1.0] for v in values], axis=1)
+
+
+def signals_of(comparison: Comparison, verdict: Verdict, ahead: Sequence[float]) -> dict[str, float]:
+    """`ahead` [K]: the reward models' margins. Names -> [0, 1]."""
+    p = 0.5 if verdict.p is None else verdict.p
+    orders = verdict.orders
+    out = {
+        "order flip": float(len(orders) == 2 and side(orders[False]) != side(orders[True])),
+        "near one half": 1 - abs(2 * p - 1),
+        "spread over principles": 2 * (verdict.spread or 0.0),
+        "partly unreadable": float(not verdict.readable),
+    }
+    if len(ahead):
+        theirs = 1 / (1 + np.exp(-np.clip(ahead, -50, 50)))
+        out["reward models disagree"] = 2 * float(theirs.std())
+        out["against the reward model"] = abs(p - float(theirs.mean()))
+    if comparison.prompt.category is not None:
+        out[f"category {comparison.prompt.category}"] = 1.0
+    return out
+
+
+def apart(p: float, votes: Sequence[float]) -> float:
+    """How often a label is not the people's, in [0, 1]; where one of both is a tie, by half."""
+    return float(np.mean([abs(side(p) - side(vote)) / 2 for vote in votes]))
+
+
+class Risk:
+    """The model, from audited pairs: their signals, and how far the judge was from the people, [n] in [0, 1]."""
+
+    def __init__(self, signals: Sequence[Signals], wrong: Sequence[float]) -> None:
+        self.names = sorted({name for one in signals for name in one})
+        # What is not known of a pair (an earlier round had no reward model) is taken as the mean; a category that is
+        # not its own is 0.
+        known = {name: [one[name] for one in signals if name in one] for name in self.names}
+        self.missing = {n: 0.0 if n.startswith("category ") else float(np.mean(known[n])) for n in self.names}
+        ridge = [RIDGE] * len(self.names) + [RIDGE_OF_MEAN]
+        self.weights = fit_logistic(self._table(signals), list(wrong), ridge).numpy()
+
+    def _table(self, signals: Sequence[Signals]) -> torch.Tensor:
+        rows = [[*(one.get(n, self.missing[n]) for n in self.names), 1.0] for one in signals]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.names) + 1)
+
+    def of(self, signals: Sequence[Signals]) -> np.ndarray:
+        """[N] in [0, 1]."""
+        return 1 / (1 + np.exp(-(self._table(signals).numpy() @ self.weights)))
+
+    def weight(self) -> dict[str, float]:
+        return dict(zip(self.names, self.weights[:-1].tolist(), strict=True))
+
+
+def held_out_risk(signals: Sequence[Signals], wrong: Sequence[float]) -> np.ndarray:
+    """[n]: the risk of each audited pair by a model of the others, of which a tenth is left out in turn."""
+    n = len(signals)
+    out = np.full(n, NO_LABEL)
+    for fold in range(min(FOLDS, n)):
+        rest = [i for i in range(n) if i % FOLDS != fold]
+        mine = [i for i in range(n) if i % FOLDS == fold]
+        if rest:
+            out[mine] = Risk([signals[i] for i in rest], [wrong[i] for i in rest]).of([signals[i] for i in mine])
+    return out
+
+
+def people_differ(votes: Sequence[Sequence[float]], person_error: float) -> float:
+    """How often two people differ about a pair: 2 e (1 - e) for people who each err with probability e, as PRIOR_PAIRS
+    pairs, and the pairs that two people judged beside it."""
+    seen = [apart(v[0], [v[1]]) for v in votes if len(v) > 1]
+    prior = 2 * person_error * (1 - person_error)
+    return (PRIOR_PAIRS * prior + sum(seen)) / (PRIOR_PAIRS + len(seen))

@@ -1,0 +1,485 @@
+"""Send the hard comparisons to people and leave the rest to a judge: few human labels, spent where they are worth most.
+
+In order: pair the completions; draw the audit, a random share of the pairs that people label whatever the judge says of
+them; let the judge say its verdict on every pair (kept as it comes); take the signals of doubt (an order flip, p near
+one half, spread over principles, reward models that disagree or are against the judge, the category); ask people about
+the audit, and about sensitive categories, which no judge decides; learn from the audit how probable it is that the
+judge's label is not a person's; ask people, as far as the budget goes, about the pairs where it is more probable than
+that another person's would not be; write comparisons: people's labels where people were asked, else the judge's, as
+sure as the audit says they should be. A verdict that could not be read never becomes a label. What the judge is worth
+is measured on the audit alone, since the pairs that it doubts are no fair sample.
+
+Not in it: where the judge's opinion comes from (`judges`), the signals and the risk themselves (`judges.routing`), the
+page on which people answer (`trueup label`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from trueup.agreement import wilson
+from trueup.config import Config, Seed, display, named
+from trueup.data.completions import pairs_of
+from trueup.data.files import raw_rows
+from trueup.engine.mesh import Mesh
+from trueup.judges import JudgeSpec, make_judge
+from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, samples, scaled
+from trueup.judges.routing import NO_LABEL, Risk, Signals, apart, held_out_risk, margins, people_differ, signals_of
+from trueup.math import fit_temperature
+from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
+from trueup.run import Run
+from trueup.scorers import Spec, make_scorer
+from trueup.store import Asked, Kind, Store, as_row
+
+WHAT = "sends the hard comparisons to people and leaves the rest to the judge: people's time is what is scarce"
+VERSION = 1
+FEW = 20
+"""Below so many audited pairs of the kind that is left to the judge, its temperature is fitted on the whole audit."""
+
+
+class RouteConfig(Config):
+    """Comparisons, labelled by people or by a judge."""
+
+    completions: str
+    """A `completions.jsonl` of phase `generate`, with two or more completions a prompt."""
+    judge: JudgeSpec
+    """Whose verdicts need no person: {constitution: ..., model: ...}, or any other judge."""
+    people: JudgeSpec
+    """`people`, for whom the run waits: with `store` they answer on the page of `trueup label`, without it in a file.
+    Or a judge in their place: simulated raters, a file of verdicts."""
+    kind: Kind = "simulated"
+    """What a judge in the place of people is: simulated, or human where a file holds what people said. On the page an
+    account says it."""
+    budget: int | None = Field(None, ge=1)
+    """Labels of people, the audit's included."""
+    money: float | None = Field(None, gt=0)
+    """Instead of `budget`: what people's labels may cost in all, at the `price` of one."""
+    price: float | None = Field(None, gt=0)
+    how: Literal["routed", "random"] = "routed"
+    """routed: by risk. random: the control, which spends the whole budget on pairs drawn at random."""
+    audit: float = Field(0.1, gt=0, le=1)
+    """Share of the pairs that people label at random, drawn before anything is known of them."""
+    overlap: float = Field(0.1, ge=0, le=1)
+    """Share of the audit that two people label: how often people differ is how often the judge may."""
+    person_error: float = Field(0.2, ge=0, le=0.5)
+    """How often one person is wrong, as far as nothing is known: it counts as 10 pairs that two people labelled."""
+    sensitive: tuple[str, ...] = named(())
+    """Categories of prompts that no judge decides: people label them first, and what the budget does not reach is
+    dropped. In the queue they are for raters who agreed to see such content."""
+    scorers: tuple[Spec, ...] = ()
+    """Reward models: where they disagree, or are against the judge, a person should look."""
+    history: tuple[str, ...] = ()
+    """`routed.jsonl` of earlier rounds, whose audits join in."""
+    gold: Spec | None = None
+    """A known gold score: its margin (chosen minus rejected) is written beside the label, only to measure with."""
+    store: str | None = display(None)
+    """A preference store (SQLite, or a PostgreSQL URL) to which the verdicts are appended, made where there is none."""
+    limit: int = Field(0, ge=0)
+    """So many pairs at most; 0 for all."""
+    seed: Seed = 0
+    chunk: int = display(32, gt=0)
+    """Comparisons asked at once: no more than these answers are lost to a kill."""
+
+
+ASKED = ("audit", "sensitive", "random", "risk")
+"""Why people are asked about a pair."""
+UNREACHED = "sensitive, beyond the budget"
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One person's verdict: p that the first is better, None where the person could not say."""
+
+    p: float | None
+    rater: str
+    kind: Kind
+    note: str = ""
+    stored: bool = False
+
+
+@dataclass
+class Pair:
+    """What is known of a pair, and where it goes. `why`: one of ASKED; `left` to the judge; or UNREACHED."""
+
+    comparison: Comparison
+    verdict: Verdict
+    signals: Signals
+    risk: float = NO_LABEL
+    why: str = "left"
+    votes: list[Vote] = field(default_factory=list)
+
+    @property
+    def said(self) -> list[float]:
+        return [v.p for v in self.votes if v.p is not None]
+
+    @property
+    def wrong(self) -> float | None:
+        """How far the judge's label is from the people's; None where one of them is missing."""
+        return apart(self.verdict.p, self.said) if self.verdict.p is not None and self.said else None
+
+    @property
+    def people(self) -> Verdict:
+        """What people say together."""
+        said = [v for v in self.votes if v.p is not None]
+        p = float(np.mean(self.said)) if said else None
+        return Verdict(p, ", ".join(v.rater for v in said), "; ".join(v.note for v in said if v.note))
+
+    @property
+    def by(self) -> Kind:
+        """Whose the label is. Where one of several voters is a human, it is theirs."""
+        kinds: list[Kind] = [v.kind for v in self.votes if v.p is not None] or ["ai"]
+        return "human" if "human" in kinds else kinds[0]
+
+    @property
+    def dropped(self) -> str:
+        """Why there is no label."""
+        if self.why == UNREACHED:
+            return UNREACHED
+        if self.why != "left":
+            return "" if self.said else "people could not judge"
+        if self.verdict.p is None:
+            return "the judge abstained" if self.verdict.readable else "the judge could not be read"
+        return ""
+
+
+@dataclass(frozen=True)
+class First:
+    """What is drawn before anything is known but the categories. Numbers of pairs; `left`: labels left after them."""
+
+    audit: list[int]
+    twice: list[int]
+    sensitive: list[int]
+    unreached: list[int]
+    random: list[int]
+    left: int
+
+
+def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
+    budget = budget_of(config)
+    history = [row for path in config.history for row in read_audit(path)]
+    comparisons, dropped = pairs_of(config.completions, config.limit, np.random.default_rng(config.seed))
+    if not comparisons:
+        raise UserError(f"{config.completions}: no prompt has two different completions")
+    first = draw(config, comparisons, budget)
+
+    judge = make_judge(config.judge, mesh, seed=config.seed)
+    verdicts = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
+    scorers = [make_scorer(one, mesh) for one in config.scorers]
+    scored = run.journaled("scores", len(comparisons), config.chunk, partial(ahead, scorers, comparisons))
+    pairs = [
+        Pair(c, verdict := Verdict.of(v), signals_of(c, verdict, s["ahead"]))
+        for c, v, s in zip(comparisons, verdicts, scored, strict=True)
+    ]
+    for why in ("audit", "sensitive", "random"):
+        for i in getattr(first, why):
+            pairs[i].why = why
+    for i in first.unreached:
+        pairs[i].why = UNREACHED
+
+    people = People(config, run, mesh)
+    people.ask("first", pairs, [*first.audit, *first.sensitive, *first.random], first.twice)
+    [decided] = run.journaled("decision", 1, 1, lambda _: [decide(config, pairs, first, history)])
+    for pair, risk in zip(pairs, decided["risk"], strict=True):
+        pair.risk = risk
+    for i in decided["chosen"]:
+        pairs[i].why = "risk"
+    people.ask("second", pairs, decided["chosen"], [])
+
+    audit = [p for p in pairs if p.why == "audit" and p.wrong is not None]
+    trusted = [p for p in audit if p.risk <= decided["bar"] and p.comparison.prompt.category not in config.sensitive]
+    sure = trusted if len(trusted) >= FEW else audit
+    known = [(p.verdict.p, float(np.mean(p.said))) for p in sure if p.verdict.p is not None]
+    temperature = fit_temperature([p for p, _ in known], [share for _, share in known]) if known else 1.0
+    rows, gaps = write(config, run, mesh, pairs, temperature)
+    dropped.update(p.dropped for p in pairs if p.dropped)
+    went = Counter(p.why for p in pairs)
+    labels = sum(went[name] for name in ASKED) + len(first.twice)
+    results = {
+        "comparisons": len(rows),
+        "pairs": len(pairs),
+        "judge": judge.name,
+        "how": config.how,
+        "budget": budget,
+        "labels": labels,
+        "asked": {**{name: went[name] for name in ASKED}, "asked twice": len(first.twice)},
+        "kinds": dict(Counter(v.kind for p in pairs for v in p.votes)),
+        "left": sum(p.why == "left" and not p.dropped for p in pairs),
+        "dropped": dict(dropped),
+        "audit": agreement(audit),
+        "trusted": agreement(trusted),
+        "learned_from": decided["learned_from"],
+        "threshold": decided["threshold"],
+        "bar": decided["bar"],
+        "beyond": decided["beyond"],
+        "temperature": temperature,
+        "signals": by_signal(pairs, audit, decided["weights"]),
+        "cost": sum(p.verdict.cost for p in pairs),
+        "spent": None if config.price is None else config.price * labels,
+        **({"gold": against_gold(pairs, gaps)} if config.gold else {}),
+    }
+    for text in lines(results):
+        run.say(text)
+    return results
+
+
+def budget_of(config: RouteConfig) -> int:
+    """In labels. Raises UserError unless it is told in one way."""
+    if config.budget is not None and config.money is None and config.price is None:
+        return config.budget
+    if config.budget is None and config.money is not None and config.price is not None:
+        labels = math.floor(config.money / config.price + 1e-9)
+        if not labels:
+            raise UserError(f"money={config.money:g} pays for no label at price={config.price:g}")
+        return labels
+    raise UserError("people's labels need a limit: budget=LABELS, or money=SUM with the price=OF ONE, and not both")
+
+
+def draw(config: RouteConfig, comparisons: Sequence[Comparison], budget: int) -> First:
+    """By the seed alone: neither verdict nor signal has a say."""
+    order = np.random.default_rng([config.seed, 1]).permutation(len(comparisons)).tolist()
+    audit, rest = order[: round(config.audit * len(order))], order[round(config.audit * len(order)) :]
+    if not audit:
+        raise UserError(f"audit={config.audit:g} of {len(order)} pairs is none: what the judge is worth stays unknown")
+    twice = audit[: round(config.overlap * len(audit))]
+    left = budget - len(audit) - len(twice)
+    if left < 0:
+        raise UserError(
+            f"audit={config.audit:g} of {len(order)} pairs takes {len(audit) + len(twice)} labels ({len(twice)} pairs "
+            f"twice), the budget is {budget}"
+        )
+    mine = [i for i in rest if comparisons[i].prompt.category in config.sensitive]
+    others = [i for i in rest if comparisons[i].prompt.category not in config.sensitive]
+    sensitive, unreached = mine[:left], mine[left:]
+    left -= len(sensitive)
+    chosen = others[:left] if config.how == "random" else []
+    return First(audit, twice, sensitive, unreached, chosen, left - len(chosen))
+
+
+def ahead(scorers: Sequence[Any], comparisons: Sequence[Comparison], index: range) -> list[dict[str, Any]]:
+    some = [comparisons[i] for i in index]
+    found = [margins(scorer, some) for scorer in scorers]
+    return [{"ahead": [x for one in found for x in one[k].tolist()]} for k in range(len(some))]
+
+
+def read_audit(path: str) -> list[dict[str, Any]]:
+    """The audited pairs of an earlier round on which judge and people said something."""
+    out = []
+    for place, row in raw_rows(path):
+        if not {"why", "signals", "p", "votes", "wrong"} <= row.keys():
+            raise UserError(
+                f"{path}, {place}: expected a routed.jsonl of `trueup route` (why, signals, p, votes, wrong)"
+            )
+        if row["why"] == "audit" and row["wrong"] is not None:
+            out.append(row)
+    return out
+
+
+class People:
+    """Who is asked where the judge is not enough."""
+
+    def __init__(self, config: RouteConfig, run: Run, mesh: Mesh) -> None:
+        self.config, self.run, self.mesh = config, run, mesh
+        self.judges: list[Judge] = []
+        if config.people != PEOPLE:  # the second of two people is another one
+            self.judges = [make_judge(config.people, mesh, seed=config.seed + k) for k in (0, 1)]
+
+    def ask(self, wave: str, pairs: Sequence[Pair], which: Sequence[int], twice: Sequence[int]) -> None:
+        """Adds people's votes to the pairs `which`, those in `twice` by two people. Raises Waiting until they are
+        there."""
+        if not which:
+            return
+        config, file = self.config, f"to-label-{wave}.jsonl"
+        if not self.judges and config.store and not (self.run.folder / file).exists():
+            asked = [self._asked(pairs[i], 2 if i in set(twice) else 1) for i in which]
+            said = on_page(self.run, self.mesh, config.store, asked, f"{self.run.folder.name}, {wave}")
+            for i, votes in zip(which, said, strict=True):
+                pairs[i].votes = [Vote(v.p, v.rater, v.kind, v.note, stored=True) for v in votes]
+            return
+        again = [Comparison(pairs[i].comparison.prompt, pairs[i].comparison.completions[::-1]) for i in twice]
+        once = [pairs[i].comparison for i in which]
+        if self.judges:
+            verdicts = self._verdicts(wave, self.judges[0], once) + self._verdicts(
+                f"{wave}-again", self.judges[1], again
+            )
+        else:
+            verdicts = people_say(self.run, self.mesh, [*once, *again], file)
+        kind = config.kind if self.judges else "human"
+        for k, (i, v) in enumerate(zip([*which, *twice], verdicts, strict=True)):
+            if k < len(which):
+                pairs[i].votes.append(Vote(v.p, v.rater, kind, v.note))
+            else:
+                p = None if v.p is None else 1 - v.p
+                pairs[i].votes.append(Vote(p, f"{v.rater}, asked second", kind, v.note))
+
+    def _verdicts(self, name: str, judge: Judge, comparisons: list[Comparison]) -> list[Verdict]:
+        rows = self.run.journaled(name, len(comparisons), self.config.chunk, partial(ask, judge, comparisons))
+        return [Verdict.of(row) for row in rows]
+
+    def _asked(self, pair: Pair, wanted: int) -> Asked:
+        sensitive = pair.comparison.prompt.category in self.config.sensitive
+        return Asked(pair.comparison, wanted, priority=pair.risk, sensitive=sensitive)
+
+
+def decide(
+    config: RouteConfig, pairs: Sequence[Pair], first: First, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the audit teaches: each pair's risk; the threshold, above which another person would differ from the judge
+    more often than from a person; and the pairs that people are asked of. `bar`: what is left to the judge has no
+    higher risk."""
+    audit = [i for i in first.audit if pairs[i].wrong is not None]
+    signals = [*(pairs[i].signals for i in audit), *(row["signals"] for row in history)]
+    wrong = [*(pairs[i].wrong or 0.0 for i in audit), *(row["wrong"] for row in history)]
+    if not wrong:
+        raise UserError(f"of the {len(first.audit)} audited pairs none has a label of people and one of the judge")
+    model = Risk(signals, wrong)
+    risk = np.where([p.verdict.p is None for p in pairs], NO_LABEL, model.of([p.signals for p in pairs]))
+    risk[audit] = held_out_risk(signals, wrong)[: len(audit)]
+    labelled = [*(pairs[i].said for i in first.audit), *(row["votes"] for row in history)]
+    threshold = people_differ(labelled, config.person_error)
+    order = np.random.default_rng([config.seed, 2]).permutation(len(pairs)).tolist()  # of equal risks
+    hard = sorted((i for i in order if pairs[i].why == "left" and risk[i] > threshold), key=lambda i: -risk[i])
+    chosen = hard[: first.left] if config.how == "routed" else []
+    bar = threshold if len(chosen) == len(hard) else float(risk[chosen[-1]]) if chosen else 1.0
+    return {
+        "risk": risk.tolist(),
+        "threshold": threshold,
+        "bar": bar,
+        "chosen": chosen,
+        "beyond": len(hard) - len(chosen),
+        "weights": model.weight(),
+        "learned_from": len(wrong),
+    }
+
+
+def write(
+    config: RouteConfig, run: Run, mesh: Mesh, pairs: Sequence[Pair], temperature: float
+) -> tuple[list[dict[str, Any]], list[float | None]]:
+    """comparisons.jsonl, routed.jsonl, and the store's rows. The comparisons, and each pair's gold margin."""
+    origin = run.folder.name
+    gold = make_scorer(config.gold, mesh) if config.gold else None
+    flat = [(p.comparison.prompt, c) for p in pairs for c in p.comparison.completions]
+    values = (
+        gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(pairs)
+    )
+    rows, verdicts = [], []
+    for pair, value in zip(pairs, values, strict=True):
+        machine = scaled(pair.verdict, temperature)
+        if machine.p is not None:
+            verdicts.append(as_judged(pair.comparison, machine, value, "ai", origin))
+        for vote in pair.votes:
+            if vote.p is not None and not vote.stored:
+                said = Verdict(vote.p, vote.rater, vote.note)
+                verdicts.append(as_judged(pair.comparison, said, value, vote.kind, f"{origin}, people"))
+        if not pair.dropped:
+            label = as_judged(pair.comparison, pair.people if pair.said else machine, value, pair.by, origin)
+            rows.append({**as_row(label), "by": pair.by})
+    if not rows:
+        raise UserError(f"no pair of {config.completions} has a label")
+    if mesh.is_main:
+        write_jsonl(run.folder / "comparisons.jsonl", rows)
+        write_jsonl(run.folder / "routed.jsonl", [row_of(pair) for pair in pairs])
+        if config.store:
+            store = Store(config.store)
+            run.say(f"{store.append(verdicts)} verdicts appended to {config.store}")
+            store.close()
+        run.show(0, samples(rows))
+    mesh.barrier()
+    return rows, [None if value is None else float(value[0] - value[1]) for value in values]
+
+
+def row_of(pair: Pair) -> dict[str, Any]:
+    """A line of routed.jsonl. `p` and `votes`: that the first is better."""
+    first, second = (c.text for c in pair.comparison.completions)
+    return {
+        "prompt": [dict(m) for m in pair.comparison.prompt.messages],
+        "first": first,
+        "second": second,
+        "category": pair.comparison.prompt.category,
+        "signals": dict(pair.signals),
+        "risk": pair.risk,
+        "why": pair.why,
+        "by": None if pair.dropped else pair.by,
+        "dropped": pair.dropped,
+        "p": pair.verdict.p,
+        "votes": pair.said,
+        "raters": [v.rater for v in pair.votes],
+        "wrong": pair.wrong,
+    }
+
+
+# what it says of judge and people
+
+
+def agreement(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How often the judge's label is the people's, with Wilson's 95% interval; a tie of one of both counts half."""
+    wrong = [p.wrong for p in pairs if p.wrong is not None]
+    if not wrong:
+        return {"pairs": 0, "accuracy": None, "interval": None}
+    share = 1 - float(np.mean(wrong))
+    return {"pairs": len(wrong), "accuracy": share, "interval": list(wilson(share, len(wrong)))}
+
+
+def by_signal(pairs: Sequence[Pair], audit: Sequence[Pair], weights: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Each signal's weight, and how often the judge is right where it is above its mean over all pairs (`with`) and
+    elsewhere; signals that are the same for all pairs say nothing, and are left out."""
+    out = {}
+    for name in sorted({name for p in pairs for name in p.signals}):
+        values = [p.signals.get(name, 0.0) for p in pairs]
+        if max(values) - min(values) > 1e-9:
+            mean = float(np.mean(values))
+            parts = {True: [p for p in audit if p.signals.get(name, 0.0) > mean]}
+            parts[False] = [p for p in audit if p.signals.get(name, 0.0) <= mean]
+            out[name] = {
+                "weight": weights.get(name),
+                "with": agreement(parts[True]),
+                "without": agreement(parts[False]),
+            }
+    return out
+
+
+def against_gold(pairs: Sequence[Pair], gaps: Sequence[float | None]) -> dict[str, float | None]:
+    """Shares of labels in the gold score's order: of the judge on all pairs, of the judge where it was left alone, of
+    people, and of the labels as they are. A tie counts half."""
+
+    def share(some: Sequence[tuple[float | None, float | None]]) -> float | None:
+        right = [1 - apart(p, [0.5 + 0.5 * np.sign(gap)]) for p, gap in some if p is not None and gap]
+        return float(np.mean(right)) if right else None
+
+    both = list(zip(pairs, gaps, strict=True))
+    kept = [(p, gap) for p, gap in both if not p.dropped]
+    return {
+        "judge": share([(p.verdict.p, gap) for p, gap in both]),
+        "left": share([(p.verdict.p, gap) for p, gap in kept if not p.said]),
+        "people": share([(p.people.p, gap) for p, gap in kept if p.said]),
+        "labels": share([(p.people.p if p.said else p.verdict.p, gap) for p, gap in kept]),
+    }
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The results for the person who watches."""
+
+    def share(one: Mapping[str, Any]) -> str:
+        if one["accuracy"] is None:
+            return "unknown (no pair)"
+        low, high = one["interval"]
+        return f"{one['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%}, {one['pairs']} pairs)"
+
+    asked = found["asked"]
+    who = "simulated raters, not people," if set(found["kinds"]) == {"simulated"} else "people"
+    why = ", ".join(f"{n} {name}" for name, n in asked.items() if n)
+    left = "; ".join(f"{n} {reason}" for reason, n in found["dropped"].items()) or "none"
+    return [
+        f"{found['pairs']} pairs: {who} were asked {found['labels']} of {found['budget']} labels ({why}); "
+        f"{found['left']} left to {found['judge']}, {found['beyond']} hard ones beyond the budget; dropped: {left}",
+        f"the judge agrees with {who.rstrip(',')} on {share(found['audit'])} of the random audit, on "
+        f"{share(found['trusted'])} of what is left to it; hard: a risk above {found['threshold']:.3f}; "
+        f"temperature {found['temperature']:.3g}",
+    ]
