@@ -14,7 +14,7 @@ from tests.label.ask import grade, queue
 from tests.toy import results, rows, run
 from trueup.data.readers import read_preferences
 from trueup.label.accounts import Accounts
-from trueup.label.queue import Answer
+from trueup.label.queue import Answer, Nothing
 from trueup.records import UserError, Waiting
 from trueup.store import Store
 
@@ -35,7 +35,7 @@ class One:
         self.name, self.rule, self.note = name, rule, note
     def judge(self, comparisons):
         if self.note:
-            with open(self.note, "a") as file:
+            with open(f"{self.note}-{self.name}.txt", "a") as file:
                 file.writelines(f"{c.prompt.text}\\n" for c in comparisons)
             time.sleep(0.05)
         return [self.rule(c) for c in comparisons]
@@ -109,7 +109,7 @@ def place(toy: Path) -> Path:
 def keys(**more) -> dict:
     judge = {"use": "routejudges:bad_in", "category": "c"}
     keys = {"completions": "pairs-to-route.jsonl", "judge": judge, "people": {"use": "routejudges:people"}}
-    return {**keys, "budget": 80, "audit": 0.2, "overlap": 0.0, **more}
+    return {**keys, "budget": 90, "audit": 0.2, "overlap": 0.0, **more}
 
 
 def routed(place, name="routes", **more):
@@ -177,8 +177,7 @@ def test_the_budget_is_never_passed_and_the_control_spends_it_all(place, how, bu
 
 
 def test_people_are_asked_exactly_what_is_written(place):
-    (place / "asked-people.txt").unlink(missing_ok=True)
-    people = {"use": "routejudges:people", "note": "asked-people.txt"}
+    people = {"use": "routejudges:people", "note": "asked"}
     table = routed(place, people=people, seed=7)[1]
     asked = (place / "asked-people.txt").read_text().splitlines()
     assert sorted(asked) == sorted(of(table, "audit") | of(table, "risk"))
@@ -256,9 +255,10 @@ def test_the_threshold_is_how_often_two_people_differ(place):
 
 def test_the_judge_is_made_as_sure_as_the_audit_says(place):
     """Right on all 40 it deserves more than .6; as right as wrong, 1/2. People's labels stay."""
-    sure = routed(place, judge={"use": "routejudges:bad_in", "sure": 0.6})
+    sure = routed(place, judge={"use": "routejudges:bad_in", "sure": 0.6})  # T = 1/20, the lowest
     assert sure[0]["temperature"] == pytest.approx(0.05) and sure[0]["asked"]["risk"] == 0
-    assert {c["label"] for c in sure[2] if c["by"] == "ai"} == {pytest.approx(0.6**20 / (0.6**20 + 0.4**20))}
+    (label,) = {c["label"] for c in sure[2] if c["by"] == "ai"}
+    assert label == pytest.approx(0.6**20 / (0.6**20 + 0.4**20))
     assert {c["label"] for c in sure[2] if c["by"] != "ai"} == {1.0}
     people = {"use": "routejudges:people", "wrong": 0.5}
     coin = routed(place, judge={"use": "routejudges:bad_in"}, people=people, budget=40)
@@ -272,7 +272,7 @@ def test_earlier_audits_join_in(place):
     assert (alone["learned_from"], joined["learned_from"]) == (4, 104)
     assert joined["audit"]["pairs"] == 4  # what the judge is worth now is measured now
     risk = {r["category"]: r["risk"] for r in table if r["why"] != "audit"}
-    assert risk["c"] > 0.9 and risk["a"] < 0.05
+    assert risk["c"] > 0.8 and risk["a"] < 0.05
 
 
 def test_gold_is_only_measured_with(place):
@@ -306,20 +306,22 @@ def test_every_verdict_goes_into_the_store_by_what_the_rater_is(place):
 
 def test_people_answer_on_the_page_first_the_audit_then_the_hard_ones(place):
     asked = keys(people="people", store="runs/route-page.sqlite", limit=60, budget=30, sensitive=["b"], overlap=0.5)
-    with pytest.raises(Waiting, match=r"27 of 27 comparisons to be labelled: trueup label runs/route-page\.sqlite"):
-        run(place, {"route": asked}, name="paged")  # 12 of the audit and 6 again, within a budget of 30: 12 of b
     store = Store(place / "runs/route-page.sqlite")
     for name in ("ann", "bob"):
         Accounts(store).add(name, kind="simulated" if name == "bob" else "human", sensitive=True)
-    q = queue(store, raters=())
-    answered = 0
-    for name in ("ann", "bob"):
-        while hasattr(task := q.next(name), "assignment"):
-            q.submit(task.assignment, name, Answer(grade(task, "the sky")))
-            answered += 1
+    q, answered = queue(store, raters=()), []
+    for wave in (r"23 of 23 comparisons to be labelled: trueup label runs/route-page\.sqlite", "1 of 1"):
+        with pytest.raises(Waiting, match=wave):  # 12 of the audit, 6 of them twice, and 11 of b; then what is left
+            run(place, {"route": asked}, name="paged")
+        for name in ("ann", "bob"):
+            while not isinstance(task := q.next(name), Nothing):
+                q.submit(task.assignment, name, Answer(grade(task, "the sky")))
+                answered.append((name, task.comparison.prompt.category, task.sensitive))
+    assert Counter(name for name, *_ in answered) == {"ann": 24, "bob": 6}
+    assert all(sensitive == (category == "b") for _, category, sensitive in answered)
     found = run(place, {"route": asked}, name="paged")["route"]
-    assert results(found)["labels"] == answered
-    assert len(store.preferences()) == answered + 60
+    assert results(found)["labels"] == len(answered) == 30
+    assert len(store.preferences()) == 30 + 60
     by = {p.rater for p in read_preferences(found.folder / "comparisons.jsonl").records}
     assert "ann" in by and "ann, bob" in by
     assert results(found)["kinds"].keys() == {"human", "simulated"}
@@ -380,7 +382,8 @@ def test_who_was_asked_is_told(place, call):
     assert code == 0
     assert "200 pairs: simulated raters, not people, were asked 60 of 60 labels (40 audit, 20 risk)" in out
     assert "left to machine" in out and "of the random audit" in out and "hard: a risk above 0.320" in out
-    assert "human" in call(place, "route", *words, "budget=60", "kind=human", "--name", "humans")[1] or True
+    out = call(place, "route", *words, "budget=60", "kind=human", "--name", "humans")[1]
+    assert "200 pairs: people were asked 60" in out and "simulated" not in out
 
 
 # cut off
@@ -389,23 +392,23 @@ def test_who_was_asked_is_told(place, call):
 @pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_and_asks_nobody_twice(place):
     more = {"seed": 3, "chunk": 4, "overlap": 0.25, "budget": 100}
-    more |= {"judge": {"use": "routejudges:bad_in", "category": "c", "note": "killed-judge.txt"}}
-    more |= {"people": {"use": "routejudges:people", "note": "killed-people.txt"}}
+    more |= {"judge": {"use": "routejudges:bad_in", "category": "c", "note": "killed"}}
+    more |= {"people": {"use": "routejudges:people", "note": "killed"}}
     whole = run(place, {"route": keys(**more)}, name="unkilled")["route"]
-    asked = {n: Counter((place / n).read_text().splitlines()) for n in ("killed-judge.txt", "killed-people.txt")}
+    asked = {n: Counter((place / n).read_text().splitlines()) for n in ("killed-machine.txt", "killed-people.txt")}
     for name in asked:
         (place / name).unlink()
     (place / "killed.yaml").write_text(
         json.dumps({"name": "killed", "device": "cpu", "stages": {"route": keys(**more)}})
     )
     kills = 0
-    for after in (1.5, 3, 1, 2):
+    for after in (1.5, 2.5, 1):
         command = Command(place, "run", "killed.yaml")
         began = None
         while command.poll() is None:
             if began is None and list((place / "runs/killed").glob("route-*/journal-*")):
                 began = time.monotonic()
-            if began is not None and time.monotonic() - began > after / 2:
+            if began is not None and time.monotonic() - began > after:
                 command.kill()
                 kills += 1
                 break
