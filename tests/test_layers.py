@@ -33,6 +33,7 @@ MAY = {
     "report": GROUND,
     "label": GROUND | {"data"},
     "arena": GROUND | {"math", "data", "engine", "judges", "label", "chat", "recipe"},
+    "simulate": GROUND | {"engine", "judges", "label"},
     "world": GROUND | {"engine", "models"},
     "chat": GROUND | {"data", "models", "engine"},
     "export": GROUND | {"report", "chat"},
@@ -59,6 +60,7 @@ MAY = {
         "engine",
         "label",
         "arena",
+        "simulate",
     },
 }
 
@@ -104,6 +106,7 @@ def test_a_phase_imports_no_other_phase():
         "trueup.store",
         "trueup.label.queue",
         "trueup.label.accounts",
+        "trueup.label.client",
     ],
 )
 def test_starts_without_torch(module):

@@ -391,6 +391,24 @@ def label(
 
 
 @app.command()
+def simulate(
+    given: Annotated[
+        list[str], typer.Argument(metavar="LINK [LINK ...] KEYS", help="Links that trueup label prints; judge=JUDGE")
+    ],
+) -> None:
+    """Simulated raters answer the labelling page as people do: LINK judge='{use: trueup.world:raters, name: pool}'"""
+    from trueup.config import numbers, override, parse
+    from trueup.simulate import SimulateConfig, answer
+
+    links = [word for word in given if word.startswith(("http://", "https://"))]
+    words = [word for word in given if word not in links]
+    config = parse(SimulateConfig, numbers(override({}, words)), "trueup simulate")
+    if not links:
+        raise UserError("trueup simulate needs a link that trueup label prints, or with name=ACCOUNT the address")
+    answer(links, config, sys.stdin.readline().rstrip("\n") if config.name else "")
+
+
+@app.command()
 def arena(
     store: Place,
     assignments: Annotated[
@@ -490,6 +508,7 @@ def keys(phase: Annotated[str, typer.Argument(help="A phase, such as ppo; or ove
         "overoptimize": ("trueup.study", "StudyConfig"),
         "label": ("trueup.label.app", "LabelConfig"),
         "arena": ("trueup.arena.asked", "ArenaConfig"),
+        "simulate": ("trueup.simulate", "SimulateConfig"),
     }
     if phase not in known:
         raise UserError(f"unknown phase '{phase}'; known phases: {', '.join(known)}")

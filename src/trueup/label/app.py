@@ -479,7 +479,9 @@ def _guideline(path: str | None) -> str:
 
 
 def _messages(task: Task) -> list[dict[str, Any]]:
-    return [{"role": m["role"], "html": render(m["content"])} for m in task.comparison.prompt.messages]
+    return [
+        {"role": m["role"], "html": render(m["content"]), "text": m["content"]} for m in task.comparison.prompt.messages
+    ]
 
 
 def _words(p: float, task: Task) -> str:
