@@ -10,6 +10,9 @@ import pytest
 from tests.label.serving import served
 from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import Waiting
+from trueup.report.closing import rounds_table
+from trueup.report.headline import headline
+from trueup.report.read import read_run
 from trueup.simulate import SimulateConfig, answer
 from trueup.store import Store
 
@@ -61,3 +64,9 @@ def test_the_run_waits_for_the_page_and_goes_on(tmp_path, monkeypatch):
         rows = [json.loads(line) for line in (stages[name].folder / "comparisons.jsonl").open()]
         assert Counter(r["by"] for r in rows).keys() <= {"ai", "simulated"}
     assert set(results["evaluate"]["models"]) == {"sft", "first", "ppo"}
+    run = read_run(tmp_path / "runs/loop")
+    table = rounds_table(run)
+    assert table is not None and list(table.columns[1].cells) == [str(spent[0]), str(sum(spent))]
+    said = headline(run)
+    line = f"{spent[0]} labels of simulated raters (not people), {results['route']['left']} pairs left to "
+    assert any(line in text and "of a random audit" in text for text in said.points), said.points

@@ -18,21 +18,35 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from trueup.agreement import wilson
 from trueup.config import Config, Seed, display, named
 from trueup.data.completions import pairs_of
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge
 from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, samples, scaled
-from trueup.judges.routing import NO_LABEL, Risk, Signals, apart, held_out_risk, margins, people_differ, signals_of
+from trueup.judges.routing import (
+    ASKED,
+    NO_LABEL,
+    UNREACHED,
+    Pair,
+    Risk,
+    Vote,
+    against_gold,
+    agreement,
+    by_signal,
+    held_out_risk,
+    margins,
+    people_differ,
+    row_of,
+    signals_of,
+)
 from trueup.math import fit_temperature
 from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
 from trueup.run import Run
@@ -87,67 +101,6 @@ class RouteConfig(Config):
     seed: Seed = 0
     chunk: int = display(32, gt=0)
     """Comparisons asked at once: no more than these answers are lost to a kill."""
-
-
-ASKED = ("audit", "sensitive", "random", "risk")
-"""Why people are asked about a pair."""
-UNREACHED = "sensitive, beyond the budget"
-
-
-@dataclass(frozen=True)
-class Vote:
-    """One person's verdict: p that the first is better, None where the person could not say."""
-
-    p: float | None
-    rater: str
-    kind: Kind
-    note: str = ""
-    stored: bool = False
-
-
-@dataclass
-class Pair:
-    """What is known of a pair, and where it goes. `why`: one of ASKED; `left` to the judge; or UNREACHED."""
-
-    comparison: Comparison
-    verdict: Verdict
-    signals: Signals
-    risk: float = NO_LABEL
-    why: str = "left"
-    votes: list[Vote] = field(default_factory=list)
-
-    @property
-    def said(self) -> list[float]:
-        return [v.p for v in self.votes if v.p is not None]
-
-    @property
-    def wrong(self) -> float | None:
-        """How far the judge's label is from the people's; None where one of them is missing."""
-        return apart(self.verdict.p, self.said) if self.verdict.p is not None and self.said else None
-
-    @property
-    def people(self) -> Verdict:
-        """What people say together."""
-        said = [v for v in self.votes if v.p is not None]
-        p = float(np.mean(self.said)) if said else None
-        return Verdict(p, ", ".join(v.rater for v in said), "; ".join(v.note for v in said if v.note))
-
-    @property
-    def by(self) -> Kind:
-        """Whose the label is. Where one of several voters is a human, it is theirs."""
-        kinds: list[Kind] = [v.kind for v in self.votes if v.p is not None] or ["ai"]
-        return "human" if "human" in kinds else kinds[0]
-
-    @property
-    def dropped(self) -> str:
-        """Why there is no label."""
-        if self.why == UNREACHED:
-            return UNREACHED
-        if self.why != "left":
-            return "" if self.said else "people could not judge"
-        if self.verdict.p is None:
-            return "the judge abstained" if self.verdict.readable else "the judge could not be read"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -393,74 +346,6 @@ def write(
         run.show(0, samples(rows))
     mesh.barrier()
     return rows, [None if value is None else float(value[0] - value[1]) for value in values]
-
-
-def row_of(pair: Pair) -> dict[str, Any]:
-    """A line of routed.jsonl. `p` and `votes`: that the first is better."""
-    first, second = (c.text for c in pair.comparison.completions)
-    return {
-        "prompt": [dict(m) for m in pair.comparison.prompt.messages],
-        "first": first,
-        "second": second,
-        "category": pair.comparison.prompt.category,
-        "signals": dict(pair.signals),
-        "risk": pair.risk,
-        "why": pair.why,
-        "by": None if pair.dropped else pair.by,
-        "dropped": pair.dropped,
-        "p": pair.verdict.p,
-        "votes": pair.said,
-        "raters": [v.rater for v in pair.votes],
-        "wrong": pair.wrong,
-    }
-
-
-# what it says of judge and people
-
-
-def agreement(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """How often the judge's label is the people's, with Wilson's 95% interval; a tie of one of both counts half."""
-    wrong = [p.wrong for p in pairs if p.wrong is not None]
-    if not wrong:
-        return {"pairs": 0, "accuracy": None, "interval": None}
-    share = 1 - float(np.mean(wrong))
-    return {"pairs": len(wrong), "accuracy": share, "interval": list(wilson(share, len(wrong)))}
-
-
-def by_signal(pairs: Sequence[Pair], audit: Sequence[Pair], weights: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Each signal's weight, and how often the judge is right where it is above its mean over all pairs (`with`) and
-    elsewhere; signals that are the same for all pairs say nothing, and are left out."""
-    out = {}
-    for name in sorted({name for p in pairs for name in p.signals}):
-        values = [p.signals.get(name, 0.0) for p in pairs]
-        if max(values) - min(values) > 1e-9:
-            mean = float(np.mean(values))
-            parts = {True: [p for p in audit if p.signals.get(name, 0.0) > mean]}
-            parts[False] = [p for p in audit if p.signals.get(name, 0.0) <= mean]
-            out[name] = {
-                "weight": weights.get(name),
-                "with": agreement(parts[True]),
-                "without": agreement(parts[False]),
-            }
-    return out
-
-
-def against_gold(pairs: Sequence[Pair], gaps: Sequence[float | None]) -> dict[str, float | None]:
-    """Shares of labels in the gold score's order: of the judge on all pairs, of the judge where it was left alone, of
-    people, and of the labels as they are. A tie counts half."""
-
-    def share(some: Sequence[tuple[float | None, float | None]]) -> float | None:
-        right = [1 - apart(p, [0.5 + 0.5 * np.sign(gap)]) for p, gap in some if p is not None and gap]
-        return float(np.mean(right)) if right else None
-
-    both = list(zip(pairs, gaps, strict=True))
-    kept = [(p, gap) for p, gap in both if not p.dropped]
-    return {
-        "judge": share([(p.verdict.p, gap) for p, gap in both]),
-        "left": share([(p.verdict.p, gap) for p, gap in kept if not p.said]),
-        "people": share([(p.people.p, gap) for p, gap in kept if p.said]),
-        "labels": share([(p.people.p if p.said else p.verdict.p, gap) for p, gap in kept]),
-    }
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

@@ -79,8 +79,8 @@ def rounds_table(run: RunData) -> Table | None:
         table.add_column(name, justify="right")
     labels = 0
     for i, reward in enumerate(found["reward"]):
-        judged, ppo = (found[p][i] if i < len(found.get(p, ())) else {} for p in ("judge", "ppo"))
-        labels += judged.get("comparisons", 0)
+        judged, routed, ppo = (found[p][i] if i < len(found.get(p, ())) else {} for p in ("judge", "route", "ppo"))
+        labels += judged.get("comparisons", 0) + routed.get("labels", 0)  # of a router's, people's alone
         parts = list((reward.get("by_data") or {"": reward}).values())
         pairs = sum(part["pairs"] for part in parts[:-1])
         earlier = sum(part["accuracy"] * part["pairs"] for part in parts[:-1]) / pairs if pairs else None

@@ -329,6 +329,15 @@ def _stage_line(stage: Stage) -> str:
         label = number(r, "label_accuracy")
         right = f"; {percent(label)} of the labels agree with the gold score" if label is not None else ""
         return head + f"{num(number(r, 'comparisons'), 0)} comparisons by {r.get('judge')}{right}."
+    if stage.phase == "route" and r.get("comparisons"):
+        who = "simulated raters (not people)" if set(r.get("kinds") or ()) == {"simulated"} else "people"
+        agrees, n = number(r.get("audit"), "accuracy"), number(r.get("audit"), "pairs")
+        right = ""
+        if agrees is not None and n:
+            on = f"{percent(agrees)} {bracket(wilson(agrees, n), 0, scale=100)}"
+            right = f"; it agrees with them on {on} of a random audit"
+        labels, left = num(number(r, "labels"), 0), num(number(r, "left"), 0)
+        return head + f"{labels} labels of {who}, {left} pairs left to {r.get('judge')}{right}."
     if (
         stage.status == DONE
         and m.get("phase")
