@@ -169,6 +169,8 @@ def test_the_budget_is_never_passed_and_the_control_spends_it_all(place, how, bu
     if how == "random" or budget < 70:
         assert found["labels"] == budget
     assert found["asked"]["random"] == (budget - 44 if how == "random" else 0) and found["asked"]["asked twice"] == 4
+    if how == "random":
+        assert found["trusted"] == found["audit"] and found["bar"] == 1
     assert (found["asked"]["risk"] > 0) == (how == "routed" and budget > 44)
     if how == "routed":
         c = sum(r["category"] == "c" and r["why"] in ("audit", "risk") for r in table)

@@ -126,7 +126,12 @@ def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     judge = make_judge(config.judge, mesh, seed=config.seed)
     verdicts = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
     scorers = [make_scorer(one, mesh) for one in config.scorers]
-    scored = run.journaled("scores", len(comparisons), config.chunk, partial(ahead, scorers, comparisons))
+    unscored = [{"ahead": []}] * len(comparisons)
+    scored = (
+        run.journaled("scores", len(comparisons), config.chunk, partial(ahead, scorers, comparisons))
+        if scorers
+        else unscored
+    )
     pairs = [
         Pair(c, verdict := Verdict.of(v), signals_of(c, verdict, s["ahead"]))
         for c, v, s in zip(comparisons, verdicts, scored, strict=True)
@@ -301,6 +306,8 @@ def decide(
     hard = sorted((i for i in order if pairs[i].why == "left" and risk[i] > threshold), key=lambda i: -risk[i])
     chosen = hard[: first.left] if config.how == "routed" else []
     bar = threshold if len(chosen) == len(hard) else float(risk[chosen[-1]]) if chosen else 1.0
+    if config.how == "random":
+        bar = 1.0
     return {
         "risk": risk.tolist(),
         "threshold": threshold,
