@@ -126,7 +126,7 @@ def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     judge = make_judge(config.judge, mesh, seed=config.seed)
     verdicts = run.journaled("verdicts", len(comparisons), config.chunk, partial(ask, judge, comparisons))
     scorers = [make_scorer(one, mesh) for one in config.scorers]
-    unscored = [{"ahead": []}] * len(comparisons)
+    unscored: list[dict[str, Any]] = [{"ahead": []}] * len(comparisons)
     scored = (
         run.journaled("scores", len(comparisons), config.chunk, partial(ahead, scorers, comparisons))
         if scorers
@@ -370,8 +370,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     left = "; ".join(f"{n} {reason}" for reason, n in found["dropped"].items()) or "none"
     return [
         f"{found['pairs']} pairs: {who} were asked {found['labels']} of {found['budget']} labels ({why}); "
-        f"{found['left']} left to {found['judge']}, {found['beyond']} hard ones beyond the budget; dropped: {left}",
-        f"the judge agrees with {who.rstrip(',')} on {share(found['audit'])} of the random audit, on "
+        f"{found['left']} left to {found['judge']}, {found['beyond']} hard ones not asked; dropped: {left}",
+        f"the judge agrees with them on {share(found['audit'])} of the random audit, on "
         f"{share(found['trusted'])} of what is left to it; hard: a risk above {found['threshold']:.3f}; "
         f"temperature {found['temperature']:.3g}",
     ]
