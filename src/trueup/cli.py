@@ -45,7 +45,9 @@ def demo(assignments: Keys = None, runs: Runs = RUNS) -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a built-in recipe: world, dpo, refresh, constitution, loop, own.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or a built-in recipe: world, dpo, refresh, constitution, loop, own.")
+    ],
     assignments: Keys = None,
     runs: Runs = RUNS,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
