@@ -116,3 +116,11 @@ def test_agreement_and_what_a_signal_is_worth():
     assert signals["y"]["weight"] is None and signals["y"]["with"]["pairs"] == 0
     assert not by_signal(audit, [told(0.9, 1.0, z=1.0)], {})["x"]["with"]["pairs"]
     assert "z" not in by_signal([told(0.9, 1.0, z=1.0)] * 3, audit, {})
+
+
+def test_a_label_is_as_sure_as_its_risk_allows_and_no_risk_turns_it_round():
+    def label(p, risk):
+        return Pair(pair(), Verdict(p, "m"), {}, risk=risk).machine.p
+
+    assert label(0.6, 0.1) == 0.9 and label(0.2, 0.1) == pytest.approx(0.1)
+    assert label(0.9, 0.7) == label(0.1, 0.7) == label(0.5, 0.1) == 0.5 and label(None, 0.1) is None

@@ -255,16 +255,18 @@ def test_the_threshold_is_how_often_two_people_differ(place):
     assert two["wrong"] == 0.5 and two["raters"] == ["ann", "ann, asked second"]
 
 
-def test_the_judge_is_made_as_sure_as_the_audit_says(place):
-    """Right on all 40 it deserves more than .6; as right as wrong, 1/2. People's labels stay."""
-    sure = routed(place, judge={"use": "routejudges:bad_in", "sure": 0.6})  # T = 1/20, the lowest
-    assert sure[0]["temperature"] == pytest.approx(0.05) and sure[0]["asked"]["risk"] == 0
-    (label,) = {c["label"] for c in sure[2] if c["by"] == "ai"}
-    assert label == pytest.approx(0.6**20 / (0.6**20 + 0.4**20))
-    assert {c["label"] for c in sure[2] if c["by"] != "ai"} == {1.0}
+def test_the_judge_is_as_sure_as_its_risk_allows(place):
+    """Where the audit found it right its label says more than its p; where as right as wrong, little. People's stay."""
+    found, table, labels = routed(place, judge={"use": "routejudges:bad_in", "sure": 0.6})
+    risks = {r["prompt"][0]["content"]: r["risk"] for r in table if r["by"] == "ai"}
+    ai = [c for c in labels if c["by"] == "ai"]
+    assert ai and all(c["label"] == pytest.approx(1 - risks[c["prompt"][0]["content"]]) for c in ai)
+    assert min(c["label"] for c in ai) > 0.8 and found["asked"]["risk"] == 0
+    assert found["confidence"] == pytest.approx(sum(c["label"] for c in ai) / len(ai))
+    assert {c["label"] for c in labels if c["by"] != "ai"} == {1.0}
     people = {"use": "routejudges:people", "wrong": 0.5}
     coin = routed(place, judge={"use": "routejudges:bad_in"}, people=people, budget=40)
-    assert coin[0]["temperature"] > 2 and all(c["label"] < 0.8 for c in coin[2] if c["by"] == "ai")
+    assert all(0.5 <= c["label"] < 0.8 for c in coin[2] if c["by"] == "ai") and coin[0]["confidence"] < 0.65
 
 
 def test_earlier_audits_join_in(place):

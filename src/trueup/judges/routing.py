@@ -10,7 +10,7 @@ pair's own risk comes from a model that has not seen it, or the judge would look
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,15 @@ class Pair:
     def wrong(self) -> float | None:
         """How far the judge's label is from the people's; None where one of them is missing."""
         return apart(self.verdict.p, self.said) if self.verdict.p is not None and self.said else None
+
+    @property
+    def machine(self) -> Verdict:
+        """The judge's label, as sure as its risk allows: 1 - risk, at least one half, for the side that it takes."""
+        p = self.verdict.p
+        if p is None or p == 0.5:
+            return self.verdict
+        sure = max(0.5, 1 - self.risk)
+        return replace(self.verdict, p=sure if p > 0.5 else 1 - sure)
 
     @property
     def people(self) -> Verdict:

@@ -5,8 +5,8 @@ them; let the judge say its verdict on every pair (kept as it comes); take the s
 one half, spread over principles, reward models that disagree or are against the judge, the category); ask people about
 the audit, and about sensitive categories, which no judge decides; learn from the audit how probable it is that the
 judge's label is not a person's; ask people, as far as the budget goes, about the pairs where it is more probable than
-that another person's would not be; write comparisons: people's labels where people were asked, else the judge's, as
-sure as the audit says they should be. A verdict that could not be read never becomes a label. What the judge is worth
+that another person's would not be; write comparisons: people's labels where people were asked, else the judge's, each
+as sure as its risk allows. A verdict that could not be read never becomes a label. What the judge is worth
 is measured on the audit alone, since the pairs that it doubts are no fair sample.
 
 Not in it: where the judge's opinion comes from (`judges`), the signals and the risk themselves (`judges.routing`), the
@@ -30,7 +30,7 @@ from trueup.data.completions import pairs_of
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge
-from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, samples, scaled
+from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, samples
 from trueup.judges.routing import (
     ASKED,
     NO_LABEL,
@@ -47,7 +47,6 @@ from trueup.judges.routing import (
     row_of,
     signals_of,
 )
-from trueup.math import fit_temperature
 from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
@@ -55,8 +54,6 @@ from trueup.store import Asked, Kind, Store, as_row
 
 WHAT = "sends the hard comparisons to people and leaves the rest to the judge: people's time is what is scarce"
 VERSION = 1
-FEW = 20
-"""Below so many audited pairs of the kind that is left to the judge, its temperature is fitted on the whole audit."""
 
 
 class RouteConfig(Config):
@@ -153,13 +150,11 @@ def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
 
     audit = [p for p in pairs if p.why == "audit" and p.wrong is not None]
     trusted = [p for p in audit if p.risk <= decided["bar"] and p.comparison.prompt.category not in config.sensitive]
-    sure = trusted if len(trusted) >= FEW else audit
-    known = [(p.verdict.p, float(np.mean(p.said))) for p in sure if p.verdict.p is not None]
-    temperature = fit_temperature([p for p, _ in known], [share for _, share in known]) if known else 1.0
-    rows, gaps = write(config, run, mesh, pairs, temperature)
+    rows, gaps = write(config, run, mesh, pairs)
     dropped.update(p.dropped for p in pairs if p.dropped)
     went = Counter(p.why for p in pairs)
     labels = sum(went[name] for name in ASKED) + len(first.twice)
+    left = [p for p in pairs if p.why == "left" and not p.dropped]
     results = {
         "comparisons": len(rows),
         "pairs": len(pairs),
@@ -169,7 +164,8 @@ def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "labels": labels,
         "asked": {**{name: went[name] for name in ASKED}, "asked twice": len(first.twice)},
         "kinds": dict(Counter(v.kind for p in pairs for v in p.votes)),
-        "left": sum(p.why == "left" and not p.dropped for p in pairs),
+        "left": len(left),
+        "confidence": float(np.mean([max(1 - p.risk, 0.5) for p in left])) if left else None,
         "dropped": dict(dropped),
         "audit": agreement(audit),
         "trusted": agreement(trusted),
@@ -177,7 +173,6 @@ def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "threshold": decided["threshold"],
         "bar": decided["bar"],
         "beyond": decided["beyond"],
-        "temperature": temperature,
         "signals": by_signal(pairs, audit, decided["weights"]),
         "cost": sum(p.verdict.cost for p in pairs),
         "spent": None if config.price is None else config.price * labels,
@@ -320,7 +315,7 @@ def decide(
 
 
 def write(
-    config: RouteConfig, run: Run, mesh: Mesh, pairs: Sequence[Pair], temperature: float
+    config: RouteConfig, run: Run, mesh: Mesh, pairs: Sequence[Pair]
 ) -> tuple[list[dict[str, Any]], list[float | None]]:
     """comparisons.jsonl, routed.jsonl, and the store's rows. The comparisons, and each pair's gold margin."""
     origin = run.folder.name
@@ -331,7 +326,7 @@ def write(
     )
     rows, verdicts = [], []
     for pair, value in zip(pairs, values, strict=True):
-        machine = scaled(pair.verdict, temperature)
+        machine = pair.machine
         if machine.p is not None:
             verdicts.append(as_judged(pair.comparison, machine, value, "ai", origin))
         for vote in pair.votes:
@@ -368,10 +363,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     who = "simulated raters, not people," if set(found["kinds"]) == {"simulated"} else "people"
     why = ", ".join(f"{n} {name}" for name, n in asked.items() if n)
     left = "; ".join(f"{n} {reason}" for reason, n in found["dropped"].items()) or "none"
+    sure = "" if found["confidence"] is None else f"; its labels say {found['confidence']:.1%} on average"
     return [
         f"{found['pairs']} pairs: {who} were asked {found['labels']} of {found['budget']} labels ({why}); "
         f"{found['left']} left to {found['judge']}, {found['beyond']} hard ones not asked; dropped: {left}",
         f"the judge agrees with them on {share(found['audit'])} of the random audit, on "
-        f"{share(found['trusted'])} of what is left to it; hard: a risk above {found['threshold']:.3f}; "
-        f"temperature {found['temperature']:.3g}",
+        f"{share(found['trusted'])} of what is left to it{sure}; hard: a risk above {found['threshold']:.3f}",
     ]
