@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,9 @@ class LocalModel:
     """See the head of the file."""
 
     def __init__(self, config: Local, mesh: Mesh, seed: int = 0) -> None:
-        self.config, self.mesh, self.seed, self.name = config, mesh, seed, config.model
+        self.config, self.mesh, self.seed = config, mesh, seed
+        folder = Path(config.model)  # of a long path what tells it apart: a rater's name stands in every row
+        self.name = "/".join(folder.parts[-2:]) if folder.is_dir() else config.model
         self.talk = Chat.load(config.model)
         self.net = Net(load_policy(config.model, device=mesh.device), "policy")
         self.room = context_length(config.model)
