@@ -90,7 +90,9 @@ class DPO(Task):
         super().__init__(job)
         preference = Preference(Prompt.of(""), Completion(""), Completion(""))
         self.pairs = [dpo.Row(r["prompt"], [r["reply"], r["other"]], preference) for r in self.rows]
-        optim, bf16 = self.optim(), job.precision == "bf16"
+        config = dpo.DPOConfig(model="", data="", beta=0.1)
+        optim = self.optim(**{} if job.micro_tokens else {"micro_tokens": config.train.optim.micro_tokens})
+        bf16 = job.precision == "bf16"
         found, _ = reference_logprobs(
             load_policy(str(Path(job.folder) / "reference"), device=self.mesh.device),
             [(row.prompt, row.replies) for row in self.pairs],
@@ -104,7 +106,7 @@ class DPO(Task):
             row.ref = ref
         net = Net(load_policy(self.policy, device=self.mesh.device), "policy")
         self.learner = Learner(net, optim, self.mesh, steps=job.steps, precision=job.precision)
-        self.loss = dpo.loss_of(dpo.DPOConfig(model="", data="", beta=0.1))
+        self.loss = dpo.loss_of(config)
 
     def step(self, i: int) -> Figures:
         batch = dpo.batch_of(self.pairs[self.batch(i)], self.chat.pad_id)
