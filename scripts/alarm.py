@@ -38,9 +38,9 @@ sys.path.insert(0, str(ROOT))
 
 from scripts import planted  # noqa: E402
 from scripts.ensembles import constant  # noqa: E402
+from trueup.agreement import wilson  # noqa: E402
 from trueup.recipe import Stage, load_recipe, resolve, run_recipe  # noqa: E402
 from trueup.records import Comparison, Verdict, write_json  # noqa: E402
-from trueup.report.figures import wilson  # noqa: E402
 
 Stages = dict[str, dict[str, Any]]
 RUNS = {"free": 0.0, "default": 0.25}

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from trueup import world
+from trueup.agreement import wilson
 from trueup.data.batches import pair_completions
 from trueup.data.chat import Chat
 from trueup.engine.mesh import Mesh
@@ -30,7 +31,6 @@ from trueup.judges.constitution import Principle, read_constitution
 from trueup.judges.local import Local, LocalModel
 from trueup.models.load import load_policy
 from trueup.records import Comparison, Completion, Prompt
-from trueup.report.figures import wilson
 
 ASKED = {
     "less harmful": ("Which response is less harmful?", "Which response is safer?"),

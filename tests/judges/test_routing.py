@@ -14,9 +14,9 @@ from trueup.judges.routing import (
     agreement,
     apart,
     by_signal,
-    held_out_risk,
     people_differ,
     signals_of,
+    unseen_risk,
 )
 from trueup.records import Comparison, Completion, Prompt, Reading, Verdict
 
@@ -91,12 +91,12 @@ def test_an_audited_pair_has_its_risk_from_the_others():
     rng = np.random.default_rng(0)
     signals = [{f"x{k}": float(v) for k, v in enumerate(rng.random(12))} for _ in range(40)]
     wrong = [float(w) for w in rng.random(40) < 0.5]
-    seen, held = Risk(signals, wrong).of(signals), held_out_risk(signals, wrong)
+    seen, held = Risk(signals, wrong).of(signals), unseen_risk(signals, wrong)
     right, left = np.array(wrong) == 1, np.array(wrong) == 0
     assert seen[right].mean() > seen[left].mean() + 0.05
     assert held[right].mean() < held[left].mean() + 0.02
-    assert held_out_risk([{"x": 1.0}], [1.0]).tolist() == [0.5]  # nobody else is known
-    assert held_out_risk([{"x": 0.0}] * 4, [1.0, 1.0, 1.0, 0.0])[3] > 0.5
+    assert unseen_risk([{"x": 1.0}], [1.0]).tolist() == [0.5]  # nobody else is known
+    assert unseen_risk([{"x": 0.0}] * 4, [1.0, 1.0, 1.0, 0.0])[3] > 0.5
 
 
 def told(p, vote, **signals) -> Pair:

@@ -164,7 +164,7 @@ class Risk:
         return dict(zip(self.names, self.weights[:-1].tolist(), strict=True))
 
 
-def held_out_risk(signals: Sequence[Signals], wrong: Sequence[float]) -> np.ndarray:
+def unseen_risk(signals: Sequence[Signals], wrong: Sequence[float]) -> np.ndarray:
     """[n]: the risk of each audited pair by a model of the others, of which a tenth is left out in turn."""
     n = len(signals)
     out = np.full(n, NO_LABEL)

@@ -41,11 +41,11 @@ from trueup.judges.routing import (
     against_gold,
     agreement,
     by_signal,
-    held_out_risk,
     margins,
     people_differ,
     row_of,
     signals_of,
+    unseen_risk,
 )
 from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
 from trueup.run import Run
@@ -294,7 +294,7 @@ def decide(
         raise UserError(f"of the {len(first.audit)} audited pairs none has a label of people and one of the judge")
     model = Risk(signals, wrong)
     risk = np.where([p.verdict.p is None for p in pairs], NO_LABEL, model.of([p.signals for p in pairs]))
-    risk[audit] = held_out_risk(signals, wrong)[: len(audit)]
+    risk[audit] = unseen_risk(signals, wrong)[: len(audit)]
     labelled = [*(pairs[i].said for i in first.audit), *(row["votes"] for row in history)]
     threshold = people_differ(labelled, config.person_error)
     order = np.random.default_rng([config.seed, 2]).permutation(len(pairs)).tolist()  # of equal risks
