@@ -60,7 +60,9 @@ class Page:
         self.page.goto(site.url + site.links[rater])
 
     def press(self, *keys: str) -> None:
+        """On a page that is there whole: its script, which listens for keys, comes after its text."""
         for key in keys:
+            self.page.wait_for_load_state("load")
             self.page.keyboard.press(key)
 
     def text(self) -> str:
