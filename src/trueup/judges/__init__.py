@@ -17,6 +17,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trueup.config import parse
 from trueup.faults import told
 from trueup.named import CALLABLE, load_object
@@ -121,6 +123,12 @@ def _takes_seed(function: Any) -> bool:
         return False
 
 
+def pair_scores(scorer: Scorer, comparisons: Sequence[Comparison]) -> np.ndarray:
+    """Scores of both completions of each comparison, [N, 2]."""
+    flat = [(c.prompt, completion) for c in comparisons for completion in c.completions]
+    return scorer.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2)
+
+
 class ScorerJudge:
     """Prefers the completion with the higher score; equal scores are a tie, p = 1/2."""
 
@@ -128,8 +136,7 @@ class ScorerJudge:
         self.scorer, self.name = scorer, scorer.name
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        pairs = [(c.prompt, completion) for c in comparisons for completion in c.completions]
-        values = self.scorer.score([p for p, _ in pairs], [c for _, c in pairs]).value.reshape(-1, 2)
+        values = pair_scores(self.scorer, comparisons)
         return [Verdict(1.0 if a > b else 0.5 if a == b else 0.0, self.name) for a, b in values]
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from trueup.config import Config, Seed, display
 from trueup.data.completions import pairs_of
 from trueup.engine.mesh import Mesh
-from trueup.judges import JudgeSpec, make_judge
+from trueup.judges import JudgeSpec, make_judge, pair_scores
 from trueup.judges.asked import PEOPLE, TO_LABEL, as_judged, ask, on_page, people_say, samples, scaled
 from trueup.judges.measured import line, measure, refusal
 from trueup.judges.recorded import read_judged
@@ -95,8 +95,7 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     if not kept:
         raise UserError(f"judge '{name}' abstained on all {len(verdicts)} comparisons")
     gold = make_scorer(config.audit, mesh) if config.audit else None
-    flat = [(c.prompt, completion) for c, _ in kept for completion in c.completions]
-    values = gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(kept)
+    values = pair_scores(gold, [c for c, _ in kept]) if gold else [None] * len(kept)
     judged = [
         as_judged(c, v, g, "human" if config.judge == PEOPLE else config.kind, run.folder.name)
         for (c, v), g in zip(kept, values, strict=True)

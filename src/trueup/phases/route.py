@@ -29,7 +29,7 @@ from trueup.config import Config, Seed, display, named
 from trueup.data.completions import pairs_of
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
-from trueup.judges import JudgeSpec, make_judge
+from trueup.judges import JudgeSpec, make_judge, pair_scores
 from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, samples
 from trueup.judges.routing import (
     ASKED,
@@ -320,10 +320,7 @@ def write(
     """comparisons.jsonl, routed.jsonl, and the store's rows. The comparisons, and each pair's gold margin."""
     origin = run.folder.name
     gold = make_scorer(config.gold, mesh) if config.gold else None
-    flat = [(p.comparison.prompt, c) for p in pairs for c in p.comparison.completions]
-    values = (
-        gold.score([p for p, _ in flat], [c for _, c in flat]).value.reshape(-1, 2) if gold else [None] * len(pairs)
-    )
+    values = pair_scores(gold, [p.comparison for p in pairs]) if gold else [None] * len(pairs)
     rows, verdicts = [], []
     for pair, value in zip(pairs, values, strict=True):
         machine = pair.machine
