@@ -138,6 +138,23 @@ def prompts(
     )
 
 
+def prompts_to_answer(
+    data: Data,
+    length: Callable[[Prompt], int],
+    limit: int,
+    say: Callable[[str], None],
+    *,
+    seed: int,
+    distinct: bool = True,
+) -> Prepared[Prompt, Prompt]:
+    """`prompts`, all of them to be answered: says what became of them. Raises UserError where none is left."""
+    found = prompts(data, length, limit, seed=seed, distinct=distinct)
+    say(f"{found.found.note()}; {f'{len(found.records)} distinct prompts; ' if distinct else ''}{found.counted()}")
+    if not found.train:
+        raise UserError(f"{found.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
+    return found
+
+
 def encode_pair(chat: Chat, p: Preference) -> Pair:
     prompt = chat.prompt_ids(p.prompt.messages)
     chosen, rejected = (prompt + chat.reply_ids(c.text, c.ended) for c in (p.chosen, p.rejected))

@@ -63,6 +63,20 @@ def samples(rows: Sequence[dict[str, Any]], most: int = 25) -> list[dict[str, An
     ]
 
 
+def write_labels(
+    run: Run, mesh: Mesh, rows: list[dict[str, Any]], verdicts: Sequence[Judged], place: str | None
+) -> None:
+    """comparisons.jsonl, samples of it, and what was said into the store at `place`, where there is one."""
+    if mesh.is_main:
+        write_jsonl(run.folder / "comparisons.jsonl", rows)
+        if place:
+            store = Store(place)
+            run.say(f"{store.append(verdicts)} verdicts appended to {place}")
+            store.close()
+        run.show(0, samples(rows))
+    mesh.barrier()
+
+
 def people_say(run: Run, mesh: Mesh, comparisons: Sequence[Comparison], name: str = TO_LABEL) -> list[Verdict]:
     """What people wrote into the file `name` of the stage's folder, which is made where it is not there.
 

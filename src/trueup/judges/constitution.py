@@ -98,17 +98,14 @@ class Constitution(Config):
 
     def drawn(self, comparison: Comparison, seed: int) -> list[Principle]:
         """One of those that apply, by weight; the draw depends on the seed and the content, not on the order shown."""
-        return self._one(self.applying(comparison.prompt.category), _rng(comparison, seed, "principle"))
+        return one_of(self.applying(comparison.prompt.category), _rng(comparison, seed, "principle"))
 
     def mending(self, prompt: Prompt, reply: str, seed: int) -> Principle | None:
         """The principle under which a reply is criticized and revised: one of those that apply and have both requests,
         by weight; None where there is none."""
         found = [p for p in self.applying(prompt.category) if p.critique]
-        drawn = self._one(found, random.Random("\x1f".join([str(seed), "revision", prompt.id, reply])))
+        drawn = one_of(found, random.Random("\x1f".join([str(seed), "revision", prompt.id, reply])))
         return drawn[0] if drawn else None
-
-    def _one(self, among: list[Principle], rng: random.Random) -> list[Principle]:
-        return among and rng.choices(among, [p.weight for p in among])
 
     def question(self, comparison: Comparison, principle: Principle, *, swapped: bool, seed: int) -> str:
         """What is asked of a pair under a principle, up to where the answer begins."""
@@ -150,6 +147,11 @@ class Constitution(Config):
 def fill(template: str, **values: str) -> str:
     """In one pass: what a model wrote may hold the marks, too."""
     return re.sub("|".join(rf"\{{{name}\}}" for name in values), lambda m: values[m[0][1:-1]], template)
+
+
+def one_of(among: list[Principle], rng: random.Random) -> list[Principle]:
+    """One, by weight; none of none."""
+    return among and rng.choices(among, [p.weight for p in among])
 
 
 def _rng(comparison: Comparison, seed: int, what: str) -> random.Random:

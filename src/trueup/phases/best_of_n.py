@@ -18,7 +18,7 @@ from pydantic import Field
 from trueup.config import Config, Seed, display
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
-from trueup.data.prepare import prompts as prepare_prompts
+from trueup.data.prepare import prompts_to_answer
 from trueup.engine.answers import answers, completion_rows
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampling
@@ -61,10 +61,7 @@ def run_phase(config: BestOfNConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         raise UserError("best of n needs answers that differ: sampling.greedy must be false")
     chat = Chat.load(config.model)
     limit = min(config.max_prompt, context_length(config.model) - 1)
-    found = prepare_prompts(config.prompts, chat.prompt_length, limit, seed=config.seed)
-    run.say(f"{found.found.note()}; {len(found.records)} distinct prompts; {found.counted()}")
-    if not found.train:
-        raise UserError(f"{found.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
+    found = prompts_to_answer(config.prompts, chat.prompt_length, limit, run.say, seed=config.seed)
     prompts = found.train[: config.limit or None]
     specs = {"score": config.scorer, "audit": config.audit}
     answered = answers(

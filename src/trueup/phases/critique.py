@@ -15,7 +15,7 @@ is empty or was cut by length is left out and counted, and the answer before it 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import Field
 from trueup.config import Config, Seed, display
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
-from trueup.data.prepare import prompts as prepare_prompts
+from trueup.data.prepare import prompts_to_answer
 from trueup.engine.answers import answers
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampling
@@ -82,14 +82,10 @@ def run_phase(config: CritiqueConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     chat = Chat.load(config.model)
     limit = min(config.max_prompt, context_length(config.model) - 1)
     found = [
-        prepare_prompts(data, chat.prompt_length, limit, seed=config.seed)
+        prompts_to_answer(data, chat.prompt_length, limit, run.say, seed=config.seed)
         for data in (config.prompts, config.helpful)
         if data
     ]
-    for part in found:
-        run.say(f"{part.found.note()}; {len(part.records)} distinct prompts; {part.counted()}")
-        if not part.train:
-            raise UserError(f"{part.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
     parts = [part.train[: config.limit or None] for part in found]
     due, prompts = len(parts[0]) * config.n, [p for part in parts for p in part]
     answered = answers(
@@ -121,7 +117,7 @@ def run_phase(config: CritiqueConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             write_jsonl(run.folder / f"{name}.jsonl", table)
     run.show(0, [row for i in range(min(config.show, due)) for row in shown(asked[i], first[i], i, rounds)])
     mesh.barrier()
-    results: dict[str, Any] = {
+    results = {
         "prompts": len(parts[0]),
         "answers": due,
         **found[0].results(),
@@ -129,29 +125,38 @@ def run_phase(config: CritiqueConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "constitution": told.name,
         "by": writer.name,
         "cost": sum(row["cost"] for rows in rounds for row in rows),
-        "rounds": [
-            {
-                "principles": dict(Counter(row["principle"] for row in rows if row["principle"])),
-                "revised": sum(row["usable"] for row in rows),
-                "unusable": sum(bool(row["principle"]) and not row["usable"] for row in rows),
-                "too_long": sum(not row["fits"] for row in rows),
-                "no_principle": sum(not row["principle"] for row in rows),
-            }
-            for rows in rounds
-        ],
+        "rounds": [became(rows) for rows in rounds],
         "demonstrations": len(files["demonstrations"]),
         "helpful": len(files["helpful"]),
     }
-    for number, told_of in enumerate(results["rounds"], 1):
-        lost = f"{told_of['unusable']} empty or cut by length, {told_of['no_principle']} without a principle"
-        if told_of["too_long"]:
-            lost += f"; {told_of['too_long']} times examples, conversation and answer filled the model's context"
-        run.say(f"round {number}: {told_of['revised']} revisions, {lost}")
-    run.say(f"{len(files['demonstrations'])} demonstrations; {len(files['helpful'])} answers kept as they are")
+    for text in lines(results):
+        run.say(text)
     if config.audit is not None:
         results["audit"] = measure(make_scorer(config.audit, mesh), asked, versions)
         run.say("audit, from the first answers on: " + ", ".join(f"{one['mean']:.3f}" for one in results["audit"]))
     return results
+
+
+def became(rows: Sequence[Row]) -> dict[str, Any]:
+    """What became of a round's answers."""
+    return {
+        "principles": dict(Counter(row["principle"] for row in rows if row["principle"])),
+        "revised": sum(row["usable"] for row in rows),
+        "unusable": sum(bool(row["principle"]) and not row["usable"] for row in rows),
+        "too_long": sum(not row["fits"] for row in rows),
+        "no_principle": sum(not row["principle"] for row in rows),
+    }
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The results for the person who watches."""
+    out = []
+    for number, told in enumerate(found["rounds"], 1):
+        lost = f"{told['unusable']} empty or cut by length, {told['no_principle']} without a principle"
+        if told["too_long"]:
+            lost += f"; {told['too_long']} times examples, conversation and answer filled the model's context"
+        out.append(f"round {number}: {told['revised']} revisions, {lost}")
+    return [*out, f"{found['demonstrations']} demonstrations; {found['helpful']} answers kept as they are"]
 
 
 def mend(

@@ -15,7 +15,7 @@ from pydantic import Field
 from trueup.config import Config, Seed, display
 from trueup.data.chat import Chat, describe
 from trueup.data.files import Data
-from trueup.data.prepare import prompts as prepare_prompts
+from trueup.data.prepare import prompts_to_answer
 from trueup.engine.answers import answers, completion_rows
 from trueup.engine.mesh import Mesh
 from trueup.engine.sampler import Sampling
@@ -62,10 +62,7 @@ def run_phase(config: GenerateConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     def length(prompt: Prompt) -> int:
         return max(chat.prompt_length(prompt) for chat in speakers.values())
 
-    found = prepare_prompts(config.prompts, length, limit, seed=config.seed, distinct=False)
-    run.say(f"{found.found.note()}; {found.counted()}")
-    if not found.train:
-        raise UserError(f"{found.names}: every prompt has more than {limit} tokens (max_prompt, or the context)")
+    found = prompts_to_answer(config.prompts, length, limit, run.say, seed=config.seed, distinct=False)
     order = np.random.default_rng(config.seed).permutation(len(found.train)) if config.draw else range(len(found.train))
     prompts = [found.train[i] for i in order][: config.limit or None]
     scorers = {"score": make_scorer(config.scorer, mesh)} if config.scorer else {}

@@ -23,13 +23,13 @@ from trueup.config import Config, Seed, display
 from trueup.data.completions import pairs_of
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, pair_scores
-from trueup.judges.asked import PEOPLE, TO_LABEL, as_judged, ask, on_page, people_say, samples, scaled
+from trueup.judges.asked import PEOPLE, TO_LABEL, as_judged, ask, on_page, people_say, scaled, write_labels
 from trueup.judges.measured import line, measure, refusal
 from trueup.judges.recorded import read_judged
-from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
+from trueup.records import Comparison, Judge, UserError, Verdict
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
-from trueup.store import Asked, Kind, Store, as_row
+from trueup.store import Asked, Kind, as_row
 
 WHAT = "asks raters which of two answers is better: people compare more easily than they write"
 VERSION = 2
@@ -101,14 +101,7 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         for (c, v), g in zip(kept, values, strict=True)
     ]
     rows = [as_row(j) for j in judged]
-    if mesh.is_main:
-        write_jsonl(run.folder / "comparisons.jsonl", rows)
-        if config.store and not on_page:  # what was said on the page is there
-            store = Store(config.store)
-            run.say(f"{store.append(judged)} verdicts appended to {config.store}")
-            store.close()
-        run.show(0, samples(rows))
-    mesh.barrier()
+    write_labels(run, mesh, rows, judged, None if on_page else config.store)  # what was said on the page is there
     why = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
     run.say(f"{len(rows)} comparisons by {name}; dropped: {why}")
     results: dict[str, Any] = {

@@ -30,7 +30,7 @@ from trueup.data.completions import pairs_of
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, pair_scores
-from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, samples
+from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, write_labels
 from trueup.judges.routing import (
     ASKED,
     NO_LABEL,
@@ -50,7 +50,7 @@ from trueup.judges.routing import (
 from trueup.records import Comparison, Judge, UserError, Verdict, write_jsonl
 from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
-from trueup.store import Asked, Kind, Store, as_row
+from trueup.store import Asked, Kind, as_row
 
 WHAT = "sends the hard comparisons to people and leaves the rest to the judge: people's time is what is scarce"
 VERSION = 1
@@ -336,14 +336,8 @@ def write(
     if not rows:
         raise UserError(f"no pair of {config.completions} has a label")
     if mesh.is_main:
-        write_jsonl(run.folder / "comparisons.jsonl", rows)
         write_jsonl(run.folder / "routed.jsonl", [row_of(pair) for pair in pairs])
-        if config.store:
-            store = Store(config.store)
-            run.say(f"{store.append(verdicts)} verdicts appended to {config.store}")
-            store.close()
-        run.show(0, samples(rows))
-    mesh.barrier()
+    write_labels(run, mesh, rows, verdicts, config.store)
     return rows, [None if value is None else float(value[0] - value[1]) for value in values]
 
 
