@@ -259,6 +259,42 @@ def test_revisions_and_verdicts_that_are_lost(place):
     assert [(f.stage, f.name) for f in found] == [("critique", "revisions-lost"), ("feedback", "unreadable")]
 
 
+COIN = """
+from trueup.records import Verdict
+
+class Coin:
+    name = "coin"
+    def judge(self, comparisons):
+        return [Verdict(0.9 if sum(map(ord, c.prompt.text)) % 2 else 0.1, "coin") for c in comparisons]
+
+def coin():
+    return Coin()
+"""
+
+
+def test_a_router_that_leaves_its_labels_to_a_coin_or_to_a_judge_that_nobody_knows(place):
+    (place / "coins.py").write_text(COIN)
+    pairs = [(f"{q} {i}", good, bad) for q in QUESTIONS for i, (good, bad) in enumerate(zip(GOOD, BAD, strict=True))]
+    answered = [
+        {"prompt": [{"role": "user", "content": q}], "completions": [{"text": t, "stop": "eos"} for t in texts]}
+        for q, *texts in pairs
+    ]
+    rows(place / "answers.jsonl", answered)
+    route = {"phase": "route", "completions": "answers.jsonl", "people": "toyrules:gold", "overlap": 0, "how": "random"}
+    n, coin, good = len(pairs), {"use": "coins:coin"}, "toyrules:gold"
+    run(place, {"route": {**route, "judge": coin, "budget": n // 3, "audit": 0.3}}, name="coin")
+    run(place, {"route": {**route, "judge": coin, "budget": n // 3, "audit": 15 / n}}, name="unknown")
+    run(place, {"route": {**route, "judge": good, "budget": n // 3, "audit": 0.3}}, name="known")
+    run(place, {"route": {**route, "judge": coin, "budget": n, "audit": 0.3}}, name="unused")
+    found = {name: diagnose(read_run(place / "runs" / name)) for name in ("coin", "unknown", "known", "unused")}
+    assert {name: [f.name for f in of] for name, of in found.items()} == {
+        "coin": ["judge-chance"],
+        "unknown": ["small-audit"],
+        "known": [],
+        "unused": [],
+    }
+
+
 # PPO
 
 

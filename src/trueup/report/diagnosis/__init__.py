@@ -18,7 +18,7 @@ from rich.text import Text
 from trueup.records import safe
 from trueup.report.diagnosis.evaluate import evaluate
 from trueup.report.diagnosis.finding import ERROR, NOTE, ORDER, WARNING, Finding, Say
-from trueup.report.diagnosis.labels import critique, generate, judge, reward
+from trueup.report.diagnosis.labels import critique, generate, judge, reward, route
 from trueup.report.diagnosis.ppo import ppo
 from trueup.report.diagnosis.sft import sft
 from trueup.report.read import ABSENT, DONE, RunData, Stage
@@ -80,6 +80,7 @@ RULES: dict[str, Callable[[RunData, Stage], Iterator[Finding]]] = {
     "critique": critique,
     "judge": judge,
     "ai-feedback": judge,
+    "route": route,
     "reward": reward,
     "ppo": ppo,
     "evaluate": evaluate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from trueup.agreement import wilson
 from trueup.report.diagnosis.finding import (
@@ -36,28 +37,9 @@ def generate(run: RunData, stage: Stage) -> Iterator[Finding]:
 def judge(run: RunData, stage: Stage) -> Iterator[Finding]:
     say, r = Say(stage), stage.results
     kept, asked = number(r, "comparisons") or 0.0, number(r, "asked") or 0.0
-    right = number(r, "label_accuracy")
-    if right is not None and wilson(right, kept)[1] < 0.6:
-        reversed_ = wilson(right, kept)[1] < 0.5
-        yield say(
-            ERROR if reversed_ else WARNING,
-            "labels-reversed" if reversed_ else "labels-noisy",
-            "the labels prefer the worse answer" if reversed_ else "the labels hardly follow the gold score",
-            f"{percent(right)} of {num(kept, 0)} labels agree with the gold score’s order",
-            "The reward model learns what the labels say.",
-            "the judge: whether p is the first answer’s; ~judge",
-        )
-    drop = r.get("dropped") if isinstance(r.get("dropped"), Mapping) else {}
-    same = number(drop, "both answers the same") or 0.0
-    if same > 0.3 * (same + asked):
-        yield say(
-            WARNING,
-            "same-answers",
-            "the model says the same thing twice",
-            f"both answers are equal in {percent(same / (same + asked))} of the pairs",
-            "Equal answers teach the reward model nothing, and so few different ones leave PPO little to choose from.",
-            "SFT for fewer epochs; sampling.temperature of the stage that sampled them",
-        )
+    yield from _against_gold(say, number(r, "label_accuracy"), kept, "~judge")
+    yield from _same(say, r, asked)
+    drop = r.get("dropped")
     silent = number(drop, "the judge abstained") or 0.0
     total = asked + (number(r, "asked_twice") or 0.0)
     if silent > 0.6 * total > 0:
@@ -78,6 +60,62 @@ def judge(run: RunData, stage: Stage) -> Iterator[Finding]:
             f"{percent(unread / total)} of the questions",
             "No label is made of it, and what is left is not a fair sample.",
             "examples in its constitution, a larger max_tokens where it thinks first, or another model",
+        )
+
+
+def route(run: RunData, stage: Stage) -> Iterator[Finding]:
+    say, r = Say(stage), stage.results
+    kept, left = (number(r, key) or 0.0 for key in ("comparisons", "left"))
+    yield from _against_gold(say, number(r, "gold", "labels"), kept, "~judge, ~people")
+    yield from _same(say, r, number(r, "pairs") or 0.0)
+    right, n = number(r, "trusted", "accuracy"), number(r, "trusted", "pairs") or 0.0
+    if left <= 0.5 * kept:
+        return
+    if right is None or n < 20:
+        yield say(
+            WARNING,
+            "small-audit",
+            "hardly anything is known of the judge",
+            f"{num(n, 0)} audited pairs of the kind that is left to it, and it labels {num(left, 0)} of {num(kept, 0)}",
+            "Which pairs are hard is learned from the audit, and so is how sure the judge’s labels are.",
+            "a larger ~audit, 100 pairs or more; ~history, the audits of earlier rounds",
+        )
+    elif wilson(right, n)[0] <= 0.5:
+        yield say(
+            WARNING,
+            "judge-chance",
+            "the judge cannot be told from a coin where it decides",
+            f"{percent(right)} of {num(n, 0)} audited pairs, and it labels {num(left, 0)} of {num(kept, 0)}",
+            "Most of the labels then say nothing.",
+            "another ~judge; a larger ~budget leaves less to it; a larger ~audit, if it may be better than it looks",
+        )
+
+
+def _against_gold(say: Say, right: float | None, kept: float, keys: str) -> Iterator[Finding]:
+    if right is None or wilson(right, kept)[1] >= 0.6:
+        return
+    reversed_ = wilson(right, kept)[1] < 0.5
+    yield say(
+        ERROR if reversed_ else WARNING,
+        "labels-reversed" if reversed_ else "labels-noisy",
+        "the labels prefer the worse answer" if reversed_ else "the labels hardly follow the gold score",
+        f"{percent(right)} of {num(kept, 0)} labels agree with the gold score’s order",
+        "The reward model learns what the labels say.",
+        f"the judge: whether p is the first answer’s; {keys}",
+    )
+
+
+def _same(say: Say, results: Mapping[str, Any], others: float) -> Iterator[Finding]:
+    """`others`: the pairs of different answers."""
+    same = number(results, "dropped", "both answers the same") or 0.0
+    if same > 0.3 * (same + others):
+        yield say(
+            WARNING,
+            "same-answers",
+            "the model says the same thing twice",
+            f"both answers are equal in {percent(same / (same + others))} of the pairs",
+            "Equal answers teach the reward model nothing, and so few different ones leave PPO little to choose from.",
+            "SFT for fewer epochs; sampling.temperature of the stage that sampled them",
         )
 
 
