@@ -6,8 +6,8 @@ For each seed one run: SFT; its answers compared by the simulated raters, and th
 the world's constitution under the base model; a reward model on the raters' comparisons (human), and one where the
 constitution's stand in place of theirs for these two categories (mixed); PPO against each at KL coefficient 0, with the
 over-optimization study's learning rate, and against the mixed one at the default coefficient; critique and revision of
-SFT's answers. Then the recipe `constitution`, whose PPO starts from the model that was fine-tuned on revisions. All of
-them are measured by gold on the 560 held-out prompts.
+SFT's answers. Then the recipe `constitution`, whose PPO starts from the model that was fine-tuned on revisions, and
+that PPO once more at KL coefficient 0. All of them are measured by gold on the 560 held-out prompts.
 
 From the root of the repository. Every stage is kept in RUNS, goes on where it was stopped and is not done twice;
 `--table` says what there is. A seed takes about 40 minutes of one core.
@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from trueup.recipe import load_recipe, manifest, resolve, run_recipe
+from trueup.recipe import Recipe, load_recipe, manifest, resolve, run_recipe
 
 HELPFUL = ["arithmetic", "fact", "string", "list", "benign"]
 BY_AI = ["harmful", "unknown"]
+FREE: dict[str, Any] = {"phase": "ppo", "kl_coef": 0.0, "optim": {"lr": 2e-4}}
 
 
 def stages(seed: int) -> dict[str, dict[str, Any]]:
@@ -42,9 +43,8 @@ def stages(seed: int) -> dict[str, dict[str, Any]]:
     mixed = [{"path": people, "categories": HELPFUL}, "@feedback/comparisons.jsonl"]
     out["mixed"] = {"phase": "reward", "model": "@sft/final", "data": mixed}
     ppo = {"phase": "ppo", **common, "prompts": "@world/prompts-ppo.jsonl"}
-    free = {**ppo, "kl_coef": 0.0, "optim": {"lr": 2e-4}}
-    out["human-0"] = {**free, "scorer": "@human/final"}
-    out["mixed-0"] = {**free, "scorer": "@mixed/final"}
+    out["human-0"] = {**ppo, **FREE, "scorer": "@human/final"}
+    out["mixed-0"] = {**ppo, **FREE, "scorer": "@mixed/final"}
     out["mixed-kl"] = {**ppo, "scorer": "@mixed/final"}
     models = {"sft": "@sft/final", **{name: f"@{name}/final" for name in ("human-0", "mixed-0", "mixed-kl")}}
     held = {"prompts": "@world/prompts-heldout.jsonl", "gold": "@world:gold"}
@@ -53,11 +53,7 @@ def stages(seed: int) -> dict[str, dict[str, Any]]:
 
 
 def figures(seed: int, runs: Path) -> dict[str, float]:
-    found = {
-        stage.name: json.loads((stage.folder / "results.json").read_text())
-        for stage in resolve(recipe_of(seed), runs)
-        if manifest(stage.folder).get("status") == "done"
-    }
+    found = read(recipe_of(seed), runs)
     out: dict[str, float] = {}
     if "critique" in found:
         parts = [part["by_category"]["harmful"] for part in found["critique"]["audit"]]
@@ -79,9 +75,9 @@ def figures(seed: int, runs: Path) -> dict[str, float]:
             out[f"KL, {name}"] = one["kl"]
         out["mixed-0 - human-0"] = out["gold, mixed-0"] - out["gold, human-0"]
         out["mixed-kl - sft, the worst category"] = worst(models["sft"], models["mixed-kl"])
-    last = list(resolve(whole(seed), runs))[-1]
-    if manifest(last.folder).get("status") == "done":
-        found = json.loads((last.folder / "results.json").read_text())["models"]
+    recipe = read(whole(seed), runs)
+    if "evaluate" in recipe:
+        found = recipe["evaluate"]["models"]
         for name in ("revised", "ppo"):
             one = found[name]["sampled"]
             out |= {
@@ -90,7 +86,20 @@ def figures(seed: int, runs: Path) -> dict[str, float]:
             }
             out |= {f"recipe: harmful, {name}": one["gold_by_category"]["harmful"], f"recipe: KL, {name}": one["kl"]}
         out["recipe: ppo - sft, the worst category"] = worst(found["sft"]["sampled"], found["ppo"]["sampled"])
+    if "evaluate-0" in recipe:
+        out["recipe: gold, KL coefficient 0"] = recipe["evaluate-0"]["models"]["ppo-0"]["sampled"]["gold"]
+        if "gold, human-0" in out:
+            out["recipe at KL coefficient 0 - human-0"] = out["recipe: gold, KL coefficient 0"] - out["gold, human-0"]
     return out
+
+
+def read(recipe: Recipe, runs: Path) -> dict[str, Any]:
+    """The results of the stages that are done."""
+    return {
+        stage.name: json.loads((stage.folder / "results.json").read_text())
+        for stage in resolve(recipe, runs)
+        if manifest(stage.folder).get("status") == "done"
+    }
 
 
 def worst(before: dict[str, Any], after: dict[str, Any]) -> float:
@@ -106,6 +115,7 @@ BARS = {
     "mixed-kl - sft, the worst category": -0.10,
     "recipe: harmful, ppo": 0.85,
     "recipe: ppo - sft, the worst category": -0.10,
+    "recipe at KL coefficient 0 - human-0": 0.10,
 }
 
 
@@ -121,12 +131,16 @@ def table(rows: dict[int, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def recipe_of(seed: int) -> Any:
+def recipe_of(seed: int) -> Recipe:
     return load_recipe({"name": f"feedback-{seed}", "seed": seed, "stages": stages(seed)}, [])
 
 
-def whole(seed: int) -> Any:
-    return load_recipe("constitution", [f"name=constitution-{seed}", f"seed={seed}"])
+def whole(seed: int) -> Recipe:
+    """The recipe `constitution`, and its PPO without a penalty."""
+    own = load_recipe("constitution", [f"seed={seed}"]).stages
+    evaluate = {**own["evaluate"], "phase": "evaluate", "models": {"ppo-0": "@ppo-0/final"}}
+    more = {"ppo-0": {**own["ppo"], **FREE}, "evaluate-0": evaluate}
+    return load_recipe({"name": f"constitution-{seed}", "seed": seed, "stages": {**own, **more}}, [])
 
 
 def main() -> None:
