@@ -138,7 +138,7 @@ def recipe_of(seed: int) -> Recipe:
 def whole(seed: int) -> Recipe:
     """The recipe `constitution`, and its PPO without a penalty."""
     own = load_recipe("constitution", [f"seed={seed}"]).stages
-    evaluate = {**own["evaluate"], "phase": "evaluate", "models": {"ppo-0": "@ppo-0/final"}}
+    evaluate = {**own["evaluate"], "phase": "evaluate", "models": {"sft": "@sft/final", "ppo-0": "@ppo-0/final"}}
     more = {"ppo-0": {**own["ppo"], **FREE}, "evaluate-0": evaluate}
     return load_recipe({"name": f"constitution-{seed}", "seed": seed, "stages": {**own, **more}}, [])
 
