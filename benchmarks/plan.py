@@ -47,7 +47,7 @@ def make(folder: Path, size: str) -> None:
     from trueup.data.chat import Chat
     from trueup.models.load import save_model
     from trueup.models.lora import ADAPTER, Base, Lora, merged, save_adapter
-    from trueup.plan import _word_tokenizer
+    from trueup.plan.standins import word_tokenizer
 
     layers, width, heads, inner, vocab, batch = SIZES[size]
     config = LlamaConfig(
@@ -62,7 +62,7 @@ def make(folder: Path, size: str) -> None:
         bos_token_id=None,
     )
     torch.manual_seed(0)
-    tokenizer = _word_tokenizer(config)
+    tokenizer = word_tokenizer(config)
     tokenizer.add_tokens(["w", "x"])
     chat = Chat(tokenizer)
     model = LlamaForCausalLM(config)

@@ -20,7 +20,9 @@ from trueup.cli import app
 from trueup.engine.footprint import ACTIVATIONS, GRADIENTS, OPTIMIZER, Footprint
 from trueup.models.load import load_policy, load_scalar
 from trueup.models.weightless import weightless
-from trueup.recipe import load_recipe, run_recipe
+from trueup.plan import walks
+from trueup.plan.standins import Folders
+from trueup.recipe import load_recipe, resolve, run_recipe
 from trueup.records import UserError
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "plan.py"
@@ -84,8 +86,8 @@ def test_a_step_holds_weights_gradients_and_two_means(tiny):
         buffers = sum(b.numel() * b.itemsize for b in model.buffers())
         learner = Learner(Net(model, "policy"), Optim(), steps=1)
         held.weights(model, "weights")
-        planning._warm(held, learner)
-        learner.forward_backward(planning._texts([[9], [7]]), sft_loss)
+        walks._warm(held, learner)
+        learner.forward_backward(walks._texts([[9], [7]]), sft_loss)
         assert held.now["weights"] == size + buffers
         assert held.now[GRADIENTS] == size and held.now[OPTIMIZER] == 2 * size
         learner.step()
@@ -210,10 +212,10 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)
     recipe = load_recipe({**data, "stages": {"sft": data["stages"]["sft"]}})
-    (stage,) = planning.resolve(recipe, tmp_path / "runs")
-    folders = planning.Folders([stage], tmp_path / "places")
+    (stage,) = resolve(recipe, tmp_path / "runs")
+    folders = Folders([stage], tmp_path / "places")
     (tmp_path / "places").mkdir()
-    whole = planning.estimate(stage, folders)
+    whole = walks.estimate(stage, folders)
     memory = int(
         whole.moments["a training step"][ACTIVATIONS] * 0.6 + 4 * whole.moments["a training step"]["weights: policy"]
     )
@@ -221,7 +223,7 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(tmp_path, monkey
     keys = ["train", "optim", "micro_tokens"]
 
     def peak(tokens: int) -> int:
-        return planning.estimate(planning._with(stage, keys, tokens), folders).peak
+        return walks.estimate(planning._with(stage, keys, tokens), folders).peak
 
     assert 0 < found < whole.micro[2] and peak(found) <= memory < peak(round(found * 1.3))
     assert planning.largest(stage, folders, whole, 10 * whole.peak) == whole.micro[2]
