@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -95,6 +96,25 @@ def needed(target: float, spent: Sequence[float], reached: Sequence[float]) -> f
     return None
 
 
+def pooled(spent: np.ndarray, reached: np.ndarray, resamples: int = 2000) -> tuple[float | None, ...]:
+    """`needed` of the means over seeds, and the ends of its 95% interval by bootstrap over seeds. Both [seeds, 1 +
+    budgets], routed first. None is beyond the largest budget."""
+    rng, n = np.random.default_rng(0), len(spent)
+
+    def of(rows: np.ndarray) -> float:
+        x, y = spent[rows].mean(0), reached[rows].mean(0)
+        found = needed(y[0], x[1:], y[1:])
+        return math.inf if found is None else found
+
+    drawn = sorted(of(rng.integers(n, size=n)) for _ in range(resamples))
+    ends = (of(np.arange(n)), drawn[round(0.025 * resamples)], drawn[round(0.975 * resamples)])
+    return tuple(None if x == math.inf else x for x in ends)
+
+
+def labels(found: float | None, most: float) -> str:
+    return f"more than {most:.0f}" if found is None else f"{found:.0f}"
+
+
 def interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "one seed"
@@ -117,17 +137,19 @@ def table(rows: dict[int, dict[str, dict[str, float]]], asked: argparse.Namespac
             gains = [r["routed"][key] - r[name][key] for r in rows.values() if key in r["routed"] and key in r[name]]
             if gains:
                 lines.append(f"| {name} | {FIGURES[key]} | {np.mean(gains):+.3f} | {interval(gains)} | {len(gains)} |")
-    lines += ["", "| labels that random needs for routed's | by seed | routed spent |", "|---|---|---|"]
+    lines += [
+        "",
+        "| labels that random needs for routed's | of the means | 95% interval | by seed |",
+        "|---|---|---|---|",
+    ]
     for key in list(FIGURES)[1:]:
-        said, spent = [], []
-        for row in rows.values():
-            points = [(row[n]["labels"], row[n][key]) for n in names[1:] if key in row[n]]
-            if points and key in row["routed"]:
-                found = needed(row["routed"][key], *zip(*points, strict=True))
-                said.append(f"more than {max(p[0] for p in points):.0f}" if found is None else f"{found:.0f}")
-                spent.append(f"{row['routed']['labels']:.0f}")
-        if said:
-            lines.append(f"| {FIGURES[key]} | {', '.join(said)} | {', '.join(spent)} |")
+        rest = [r for r in rows.values() if all(key in r[name] for name in names)]
+        if rest:
+            spent, reached = ([[r[n][k] for n in names] for r in rest] for k in ("labels", key))
+            most = max(max(row[1:]) for row in spent)
+            one, low, high = (labels(x, most) for x in pooled(np.array(spent), np.array(reached)))
+            each = [needed(y[0], x[1:], y[1:]) for x, y in zip(spent, reached, strict=True)]
+            lines.append(f"| {FIGURES[key]} | {one} | {low} to {high} | {', '.join(labels(x, most) for x in each)} |")
     return "\n".join(lines)
 
 
