@@ -109,6 +109,7 @@ def test_a_bootstrap_draws_as_many_pairs_from_those_to_train_on(world, monkeypat
         read_pairs(RewardConfig(**keys, raters=("rater-9",)), chat)
 
 
+@pytest.mark.long
 def test_killed_within_a_member_it_goes_on_from_there(world, made):
     def moment(folder: Path) -> bool:
         log = folder / "member-1" / "metrics.jsonl"

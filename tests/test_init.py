@@ -12,6 +12,7 @@ from trueup.recipe import load_recipe, resolve
 FILES = ["--demonstrations", "demos.jsonl", "--comparisons", "pairs.jsonl", "--prompts", "prompts.jsonl"]
 
 
+@pytest.mark.long
 def test_what_it_writes_runs_unchanged(toy, call):
     code, out, err = call(toy, "init", "mine.yaml", "--model", "base", *FILES)
     assert code == 0, err

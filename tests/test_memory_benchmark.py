@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "memory.py"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory as Linux tells it")
 def test_it_measures_whole_and_adapted_ppo(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("memory_benchmark", SCRIPT)

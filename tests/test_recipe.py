@@ -384,6 +384,7 @@ def test_a_nested_key_leaves_the_phase_s_other_defaults_as_they_are(tmp_path):
     assert (sampled.config.sampling.max_tokens, sampled.config.sampling.top_k) == (64, 5)
 
 
+@pytest.mark.long
 def test_the_recipe_for_ones_own_model_and_data(toy, monkeypatch):
     """The README's command, on the toy's files: who judges win rates shares no prompt with the proxy."""
     with pytest.raises(UserError, match=r"filled in: sft.model=..., sft.data=..."):

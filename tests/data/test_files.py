@@ -199,6 +199,7 @@ def test_a_bad_row_of_a_folder_names_its_place(tmp_path, library):
         read_demonstrations(tmp_path / "d")
 
 
+@pytest.mark.long
 def test_a_hub_name_without_a_network_is_one_line(tmp_path):
     pytest.importorskip("datasets")
     code = (

@@ -129,6 +129,7 @@ def test_ppo_on_a_callable_without_a_reward_model(toy):
     assert metrics(stage)[-1]["audit"] >= 0.9
 
 
+@pytest.mark.long
 def test_a_reward_model_of_another_family_with_its_own_tokenizer(toy):
     tokenizer = make_tokenizer(
         template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<eos>{% endfor %}"

@@ -29,6 +29,7 @@ from trueup.report.read import read_run
 from trueup.world import base_path
 
 ROOT = Path(__file__).parents[2]
+LONG = pytest.mark.long
 GOOD = ("blue", "the sky is blue.", "it is blue, please")  # lengths tell nothing of which is better
 BAD = ("no", "yes please, thanks", "I am fine how are you")
 RAMBLING = '''
@@ -230,6 +231,7 @@ def test_pairs_of_equal_replies(place):
     assert top(broken(place, "equal", "reward", reward={"data": "equal.jsonl"})) == ("reward", "identical-pairs")
 
 
+@pytest.mark.long
 def test_noise_learned_by_heart_is_overconfident(place):
     noisy = comparisons(lambda rng, g, b, _: (g, b, 1.0) if rng.random() < 0.75 else (b, g, -1.0), each=3)
     rows(place / "noise.jsonl", noisy)
@@ -304,6 +306,7 @@ def test_a_flawed_scorer_without_a_penalty(place):
     assert top(found) == ("ppo", "hacking") and "ppo.kl_coef=" in found[0].change
 
 
+@pytest.mark.long
 def test_drift_is_a_warning_where_nobody_audits(place):
     keys = {"scorer": "ramblingrules:rambling", "kl_coef": 0.0, "steps": 30, "optim": {"lr": 2e-3}, "audit": None}
     found = broken(place, "drift", "ppo", ppo=keys)
@@ -317,7 +320,9 @@ def test_drift_is_a_warning_where_nobody_audits(place):
         ("held", {"kl_coef": 50.0}, "held-still", "ppo.kl_coef"),
         ("rough", {"optim": {"lr": 0.1}}, "updates-too-large", "ppo.optim.lr"),
         ("critic", {"scorer": "toyrules:gold", "critic_optim": {"lr": 1e-9}}, "critic", "ppo.critic_optim.lr"),
-        ("endless", {"missing_eos_score": 5.0, "steps": 30}, "stops-ending", "ppo.missing_eos_score"),
+        pytest.param(
+            "endless", {"missing_eos_score": 5.0, "steps": 30}, "stops-ending", "ppo.missing_eos_score", marks=LONG
+        ),
         ("short", {"sampling": {"max_tokens": 4}}, "max-tokens", "ppo.sampling.max_tokens"),
         ("proxy", {"audit": "@reward/final"}, "audit-is-proxy", "ppo.audit"),
     ],
@@ -328,6 +333,7 @@ def test_ppo_with_one_wrong_key(place, name, keys, finding, key):
     assert key in found[0].change
 
 
+@pytest.mark.long
 def test_another_template_than_that_of_sft(place):
     other = place / "retemplated"
     shutil.copytree(next((place / "runs/healthy").glob("sft-*")) / "final", other)
@@ -364,6 +370,7 @@ def test_a_stage_that_stopped_says_why(place, name, scorer, finding, error):
 # the measurement
 
 
+@pytest.mark.long
 def test_prompts_that_were_trained_on(place):
     some = [json.loads(line) for line in (place / "heldout.jsonl").read_text().splitlines()]
     rows(place / "leaked.jsonl", some + [{"prompt": q} for q in QUESTIONS[:20]])
@@ -371,6 +378,7 @@ def test_prompts_that_were_trained_on(place):
     assert top(found) == ("evaluate", "leaked") and "20 of 52" in found[0].figure and "demos.jsonl" in found[0].figure
 
 
+@pytest.mark.long
 def test_a_judge_from_the_proxys_own_comparisons(place):
     judge = {**STAGES["reward"], "phase": "reward", "part": [0.2, 1.0]}
     found = broken(place, "judged", "evaluate", second=judge, evaluate={"gold": None, "judge": "@second/final"})

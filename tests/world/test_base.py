@@ -81,6 +81,7 @@ def test_it_is_no_assistant_yet(shipped) -> None:
     assert figures["all"] <= 0.25
 
 
+@pytest.mark.long
 def test_it_can_judge(shipped) -> None:
     torch.set_num_threads(1)
     figures = judge_templated(*shipped, n=60, seed=8)
