@@ -209,6 +209,15 @@ def test_ai_feedback_is_generate_and_judge_in_one(toy, keys):
     assert {j.kind for j in kept} == {"ai"} and len(kept) == len(own)
 
 
+def test_ai_feedback_may_set_a_models_answers_against_anothers(toy, keys):
+    given = {"phase": "ai-feedback", "prompts": keys["prompts"], "constitution": "world", "by": keys["by"]}
+    given |= {"model": "sft/final", "against": keys["model"], "limit": 12, "sampling": {"max_tokens": 12}}
+    stage = run(toy, {"feedback": {**given, "against_share": 1.0}}, name="against")["feedback"]
+    lines = (stage.folder / "completions.jsonl").read_text().splitlines()
+    said = [[c["model"] for c in json.loads(line)["completions"]] for line in lines]
+    assert said == [["sft/final", keys["model"]]] * 12 and results(stage)["comparisons"] > 6
+
+
 @pytest.mark.long
 def test_the_recipe_makes_an_aligned_model_from_a_constitution(tmp_path):
     """Cut small. No person's label is of a harmful or unknown prompt, and the constitution's are all."""
