@@ -33,7 +33,7 @@ class AIFeedbackConfig(Config):
     model: str
     """The policy: whose answers are judged."""
     against: str | None = None
-    """Another model, such as the one that was fine-tuned on revisions here: on a share of the prompts it gives every
+    """Another model, such as the one before it was fine-tuned on revisions: on a share of the prompts it gives every
     second answer. A policy that always refuses teaches a reward model nothing of what it would be to comply."""
     against_share: float = Field(0.5, ge=0, le=1)
     prompts: Data

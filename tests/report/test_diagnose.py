@@ -29,7 +29,6 @@ from trueup.report.read import read_run
 from trueup.world import base_path
 
 ROOT = Path(__file__).parents[2]
-LONG = pytest.mark.long
 GOOD = ("blue", "the sky is blue.", "it is blue, please")  # lengths tell nothing of which is better
 BAD = ("no", "yes please, thanks", "I am fine how are you")
 RAMBLING = '''
@@ -321,7 +320,11 @@ def test_drift_is_a_warning_where_nobody_audits(place):
         ("rough", {"optim": {"lr": 0.1}}, "updates-too-large", "ppo.optim.lr"),
         ("critic", {"scorer": "toyrules:gold", "critic_optim": {"lr": 1e-9}}, "critic", "ppo.critic_optim.lr"),
         pytest.param(
-            "endless", {"missing_eos_score": 5.0, "steps": 30}, "stops-ending", "ppo.missing_eos_score", marks=LONG
+            "endless",
+            {"missing_eos_score": 5.0, "steps": 30},
+            "stops-ending",
+            "ppo.missing_eos_score",
+            marks=pytest.mark.long,
         ),
         ("short", {"sampling": {"max_tokens": 4}}, "max-tokens", "ppo.sampling.max_tokens"),
         ("proxy", {"audit": "@reward/final"}, "audit-is-proxy", "ppo.audit"),

@@ -39,8 +39,7 @@ def judge(run: RunData, stage: Stage) -> Iterator[Finding]:
     kept, asked = number(r, "comparisons") or 0.0, number(r, "asked") or 0.0
     yield from _against_gold(say, number(r, "label_accuracy"), kept, "~judge")
     yield from _same(say, r, asked)
-    drop = r.get("dropped")
-    silent = number(drop, "the judge abstained") or 0.0
+    silent = number(r, "dropped", "the judge abstained") or 0.0
     total = asked + (number(r, "asked_twice") or 0.0)
     if silent > 0.6 * total > 0:
         yield say(
@@ -51,7 +50,7 @@ def judge(run: RunData, stage: Stage) -> Iterator[Finding]:
             "Few comparisons are left, and they are not a fair sample.",
             "another ~judge, or answers that differ more",
         )
-    unread = number(drop, "the judge could not be read") or 0.0
+    unread = number(r, "dropped", "the judge could not be read") or 0.0
     if unread > 0.2 * total > 0:
         yield say(
             WARNING,
