@@ -1,4 +1,4 @@
-"""`trueup plan` against what is measured: peak memory of SFT, reward model and PPO, each in a process of its own.
+"""`trueup plan` against what is measured: peak memory of SFT, reward model, DPO and PPO, each in a process of its own.
 
 Random Llamas of about 2 (S) and 30 (M) million parameters, on a CPU, one thread. Measured is the highest resident size
 of a whole stage (`trueup run`) above what the process took once it had imported everything and run the same stage with
@@ -33,6 +33,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft, lora": ("sft", {"lora": LORA}),
     "reward": ("reward", {}),
     "reward, lora": ("reward", {"lora": LORA}),
+    "dpo": ("dpo", {}),
+    "dpo, lora": ("dpo", {"lora": LORA}),
+    "kto": ("dpo", {"loss": "kto"}),
     "ppo": ("ppo", {}),
     "ppo, lora": ("ppo", {"lora": LORA}),
     "ppo, lora, gradient checkpointing": ("ppo", {"lora": LORA, "optim": AGAIN, "critic_optim": AGAIN}),
@@ -77,9 +80,15 @@ def make(folder: Path, size: str) -> None:
 
     low, high = (4, 12) if size == "T" else (16, 128)
     rows = [(f"{words(low, high)} {i}", words(high // 2, high), words(high // 2, high, "x")) for i in range(4 * batch)]
-    for name, columns in (("demos", 2), ("pairs", 3), ("prompts", 1)):
-        keys = ("prompt", "completion") if columns == 2 else ("prompt", "chosen", "rejected")
-        text = "".join(json.dumps(dict(zip(keys, row, strict=False))) + "\n" for row in rows)
+    columns = {
+        "demos": ("prompt", "completion"),
+        "pairs": ("prompt", "chosen", "rejected"),
+        "thumbs": ("prompt", "completion", "label"),
+        "prompts": ("prompt",),
+    }
+    for name, keys in columns.items():
+        said = [(prompt, one, i % 2 == 0) for i, (prompt, one, _) in enumerate(rows)] if name == "thumbs" else rows
+        text = "".join(json.dumps(dict(zip(keys, row, strict=False))) + "\n" for row in said)
         (folder / f"{name}.jsonl").write_text(text)
 
 
@@ -90,10 +99,15 @@ def stage(folder: Path, size: str, case: str) -> dict[str, Any]:
     train = {"batch": batch, "epochs": 0.8, "optim": {}}
     base = {"phase": phase, "model": str(folder / "model"), "sampling": sampling}
     if phase == "ppo":
-        given = {"scorer": str(folder / "reward"), "prompts": str(folder / "prompts.jsonl"), "batch": batch, "steps": 2}
+        given: dict[str, Any] = {
+            "scorer": str(folder / "reward"),
+            "prompts": str(folder / "prompts.jsonl"),
+            "batch": batch,
+            "steps": 2,
+        }
         given["missing_eos_samples"] = 2 * batch
     else:
-        data = folder / ("demos.jsonl" if phase == "sft" else "pairs.jsonl")
+        data = folder / ("demos.jsonl" if phase == "sft" else "thumbs.jsonl" if case == "kto" else "pairs.jsonl")
         given = {"data": str(data), "train": train, "held_out": 0.2}
         given |= {"normalize_samples": 2 * batch} if phase == "reward" else {}
     over = {k: {**given.get(k, {}), **v} if k == "train" else v for k, v in keys.items()}

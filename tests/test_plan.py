@@ -105,7 +105,7 @@ def test_only_a_config_is_read(tmp_path, tiny):
 
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory as Linux tells it")
-@pytest.mark.parametrize("case", ["sft", "ppo"])
+@pytest.mark.parametrize("case", ["sft", "dpo", "ppo"])
 def test_the_plan_is_what_is_measured(tmp_path, case):
     spec = importlib.util.spec_from_file_location("plan_benchmark", SCRIPT)
     benchmark = importlib.util.module_from_spec(spec)
@@ -191,6 +191,31 @@ def test_parts_add_up_and_a_shared_base_is_held_once(tmp_path, monkeypatch):
     apart = ["reward.lora.r=2", "reward.train.precision=bf16", "ppo.lora.r=2"]  # then the bases are two
     two = planning.plan(load_recipe(data, apart), tmp_path / "runs", rate=1e12)[2].estimate.moments["the update"]
     assert sum(v for k, v in two.items() if k.startswith("weights")) > 1.9 * one
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_dpo_holds_its_reference_only_where_it_is_asked(tmp_path, monkeypatch, loss):
+    monkeypatch.chdir(tmp_path)
+    base = small(tmp_path)["stages"]["reward"]
+    rows(tmp_path / "thumbs.jsonl", [{"prompt": f"say {i}", "completion": "yes", "label": i < 9} for i in range(40)])
+    keys = {"data": "pairs.jsonl" if loss == "sigmoid" else "thumbs.jsonl", "held_out": 0.2, "samples": 4}
+    stage = {"model": "base", "loss": loss, "train": base["train"], "sampling": base["sampling"], **keys}
+
+    def moments(**more):
+        recipe = load_recipe({"name": "dpo", "device": "cpu", "stages": {"dpo": {**stage, **more}}})
+        return planning.plan(recipe, tmp_path / "runs", rate=1e12)[0].estimate
+
+    whole = moments()
+    held = {name for name, parts in whole.moments.items() if parts.get("weights: reference")}
+    assert held == {"the reference's log-probs", "their KL"}
+    step = whole.moments["a training step"]
+    assert step[OPTIMIZER] == pytest.approx(2 * step["weights: policy"], rel=0.01)
+    assert len(whole.moments) == 7 and len(moments(samples=0).moments) == 5
+    cache = [moments(samples=n).moments["answers at validation"]["KV cache"] for n in (4, 8, 80)]
+    assert cache[0] < cache[1] == cache[2]  # no more prompts are held out
+    shared = moments(lora={"r": 2}).moments
+    assert not any(parts.get("weights: reference") for parts in shared.values())
 
 
 @pytest.mark.long

@@ -9,12 +9,18 @@ from typing import Any
 
 from trueup.data.chat import Chat
 from trueup.data.files import Source, sources
-from trueup.data.prepare import encode_pair
-from trueup.data.readers import read_demonstrations, read_preferences, read_prompts, select_by_prompt, split_by_prompt
+from trueup.data.readers import (
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    read_thumbs,
+    select_by_prompt,
+    split_by_prompt,
+)
 from trueup.models.load import context_length
 from trueup.plan.standins import Folders
 from trueup.recipe import Stage
-from trueup.records import Prompt, UserError, is_local
+from trueup.records import Demonstration, Preference, Prompt, Thumb, UserError, is_local
 
 LOOKED_AT = 2000
 """Rows of a file that are tokenized to know their lengths."""
@@ -33,7 +39,7 @@ class Rows:
     made: str
     prompts: list[Prompt] = field(default_factory=list)
     shared: float = 0.0
-    """Of pairs: the prompt's share of the shorter row."""
+    """The prompt's share of a row, of the shorter one in pairs."""
 
 
 def text_of(chat: Chat, tokens: int) -> str:
@@ -48,70 +54,72 @@ def rows_of(stage: Stage, folders: Folders) -> Rows:
     config: Any = stage.config
     model = folders.of(config.model if hasattr(config, "model") else next(iter(config.models.values())))
     chat, context = Chat.load(model), context_length(model)
-    plain = model in folders.plain
+    read, sides = _reading(stage)
+    if trains := read is not read_prompts:
+        limit = longest = min(config.max_length, context)
+    else:
+        limit = min(getattr(config, "max_prompt", context), context - 1)
+        longest = min(getattr(config, "max_prompt", 512), limit)
+    listed = sources(getattr(config, "data", None) or config.prompts)
+    if far := [s.path for s in listed if not is_local(s.path)]:
+        return _assumed(far[0], [longest] * sides)
+    try:
+        found = [record for source in listed for record in read(source).records]
+    except UserError:  # a stage of the recipe may have yet to make one of the data sets
+        to_come = [s.path for s in listed if any(s.path.startswith(f"{folder}/") for folder in folders.stages)]
+        if to_come:
+            return _assumed(to_come[-1], [longest] * sides)
+        raise
+    if trains:
+        found = select_by_prompt(found, getattr(config, "part", (0.0, 1.0)), _prompt_of)
+        train, _ = split_by_prompt(found, config.held_out, _prompt_of)
+    else:
+        train = list(dict.fromkeys(found))
+    some, plain = train[:LOOKED_AT], model in folders.plain
+    measured = [_lengths(chat, record, plain) for record in some]
+    kept = [(sizes, record) for (_, sizes), record in zip(measured, some, strict=True) if max(sizes) <= limit]
+    if not kept:
+        raise UserError(f"stage '{stage.name}': every row has more than {limit} tokens")
+    weight = sum(s.weight for s in listed) / len(listed)  # of data sets of like size
+    total = round(weight * len(train) * len(kept) / len(some))
+    mean = sum(sum(sizes) for _, sizes in measured) / len(some)
+    how = f"{total} rows of {mean:.0f} tokens on average" + (", four characters a token" if plain else "")
+    if len(train) > len(some):
+        how += f" (the first {len(some)} were looked at)"
+    prompts = [record for _, record in kept] if not trains and not plain else []
+    shared = sum(opening for opening, _ in measured) / max(1, sum(min(sizes) for _, sizes in measured))
+    return Rows([sizes for sizes, _ in kept], total, how, prompts, shared)
+
+
+def _reading(stage: Stage) -> tuple[Callable[[Source], Any], int]:
+    """How the phase reads its data, and how many sequences a row has."""
+    if stage.phase == "sft":
+        return read_demonstrations, 1
+    if stage.phase == "dpo" and stage.config.loss == "kto":  # type: ignore[attr-defined]
+        return read_thumbs, 1
+    return (read_preferences, 2) if stage.phase in ("reward", "dpo") else (read_prompts, 1)
+
+
+def _prompt_of(record: Demonstration | Preference | Thumb) -> Prompt:
+    return record.prompt
+
+
+def _lengths(chat: Chat, record: Prompt | Demonstration | Preference | Thumb, plain: bool) -> tuple[int, list[int]]:
+    """Tokens of a row's prompt, and of each of its sequences, prompt included."""
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    said = "".join(m["content"] for m in prompt.messages)
 
     def long(ids: list[int], text: str) -> int:
         return max(1, len(text) // A_TOKEN) if plain else len(ids)
 
-    opening: list[int] = []
-    listed = sources(getattr(config, "data", None) or config.prompts)
-    if far := [s.path for s in listed if not is_local(s.path)]:
-        limit = min(getattr(config, "max_length", getattr(config, "max_prompt", 512)), context)
-        return _assumed(far[0], [limit] * (2 if stage.phase == "reward" else 1))
-    to_come = [s.path for s in listed if any(s.path.startswith(f"{folder}/") for folder in folders.stages)]
-
-    def records(read: Callable[[Source], Any]) -> list[Any] | None:
-        """None where a stage of the recipe has yet to make one of the data sets."""
-        try:
-            return [record for source in listed for record in read(source).records]
-        except UserError:
-            if to_come:
-                return None
-            raise
-
-    if stage.phase == "sft":
-        limit = min(config.max_length, context)
-        if (found := records(read_demonstrations)) is None:
-            return _assumed(to_come[-1], [limit])
-        train, _ = split_by_prompt(found, config.held_out, lambda d: d.prompt)
-        some = train[:LOOKED_AT]
-        sizes = [
-            [long(chat.encode(d).ids if not plain else [], "".join(m["content"] for m in d.prompt.messages) + d.reply)]
-            for d in some
-        ]
-    elif stage.phase == "reward":
-        limit = min(config.max_length, context)
-        if (found := records(read_preferences)) is None:
-            return _assumed(to_come[-1], [limit, limit])
-        train, _ = split_by_prompt(
-            select_by_prompt(found, config.part, lambda p: p.prompt), config.held_out, lambda p: p.prompt
-        )
-        some = train[:LOOKED_AT]
-        sizes = []
-        for p in some:
-            pair = encode_pair(chat, p)
-            before = "".join(m["content"] for m in p.prompt.messages)
-            sizes.append([long(pair.chosen, before + p.chosen.text), long(pair.rejected, before + p.rejected.text)])
-            opening.append(long(pair.chosen[: pair.prompt], before))
-    else:
-        limit = min(getattr(config, "max_prompt", context), context - 1)
-        if (found := records(read_prompts)) is None:
-            return _assumed(to_come[-1], [min(limit, 512)])
-        train = list(dict.fromkeys(found))
-        some = train[:LOOKED_AT]
-        sizes = [[long(chat.prompt_ids(p.messages), "".join(m["content"] for m in p.messages))] for p in some]
-    kept = [(size, record) for size, record in zip(sizes, some, strict=True) if max(size) <= limit]
-    if not kept:
-        raise UserError(f"stage '{stage.name}': every row has more than {limit} tokens")
-    weight = sum(s.weight for s in listed) / len(listed)  # of data sets of like size
-    total = round(weight * len(train) * len(kept) / len(sizes))
-    mean = sum(map(sum, sizes)) / len(sizes)
-    how = f"{total} rows of {mean:.0f} tokens on average" + (", four characters a token" if plain else "")
-    if len(train) > len(some):
-        how += f" (the first {len(some)} were looked at)"
-    known = [record for _, record in kept] if stage.phase not in ("sft", "reward") and not plain else []
-    shared = sum(opening) / max(1, sum(map(min, sizes)))
-    return Rows([size for size, _ in kept], total, how, known, shared)  # type: ignore[arg-type]
+    ids = chat.prompt_ids(prompt.messages)
+    opening = long(ids, said)
+    if isinstance(record, Prompt):
+        return opening, [opening]
+    if isinstance(record, Demonstration):
+        return opening, [long([] if plain else chat.encode(record).ids, said + record.reply)]
+    replies = [record.completion] if isinstance(record, Thumb) else [record.chosen, record.rejected]
+    return opening, [long(ids + chat.reply_ids(c.text, c.ended), said + c.text) for c in replies]
 
 
 ASSUMED = 10_000

@@ -74,7 +74,7 @@ def _shape(phase: str, config: Mapping[str, Any], of: Callable[[str], str]) -> A
 def _work(phase: str, config: Mapping[str, Any], folder: Path | None) -> float | None:
     """Units of work, the same for stages on the same data; of a finished stage what it did, stops before the end
     included."""
-    if phase in ("sft", "reward"):
+    if phase in ("sft", "reward", "dpo"):
         epochs = float(config["train"]["epochs"])
         if folder is None:
             return epochs

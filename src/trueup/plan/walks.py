@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from trueup.data.batches import Order, text_batch
+from trueup.data.batches import Order, completion_batch, pair_completions, text_batch
 from trueup.data.chat import Chat, Encoded
 from trueup.engine.footprint import CACHE, OPTIMIZER, Footprint
 from trueup.engine.learner import Learner
 from trueup.engine.mesh import Mesh
-from trueup.engine.rows import MICRO_TOKENS, forward
+from trueup.engine.rows import MICRO_TOKENS, exact_kl, forward
 from trueup.engine.sampler import Sampler, Sampling, _Run
 from trueup.models.linear import COMPILED
 from trueup.models.load import load_policy, load_scalar
@@ -24,11 +24,11 @@ from trueup.models.lora import Base, adapted, merged
 from trueup.models.net import Net
 from trueup.models.roles import models_of
 from trueup.models.weightless import weightless
-from trueup.phases import ppo, reward, sft
+from trueup.phases import dpo, ppo, reward, sft
 from trueup.plan.rows import LOOKED_AT, WORD, Rows, rows_of, text_of
 from trueup.plan.standins import Folders
 from trueup.recipe import Stage
-from trueup.records import Completion, Message, Prompt
+from trueup.records import Completion, Message, Preference, Prompt, Thumb
 
 
 @dataclass
@@ -262,6 +262,80 @@ def _walk_reward(walk: Walk, footprint: Footprint) -> None:
     _disk(walk, {"reward": model}, {"final": model}, best=config.held_out > 0, shown=2 * config.samples, steps=steps)
 
 
+def _walk_dpo(walk: Walk, footprint: Footprint) -> None:
+    config, out = walk.config, walk.estimate
+    models = models_of(config.model, config.lora, precision=config.train.precision, device=walk.mesh.device)
+    start = models.untrained()
+    if not config.lora:
+        footprint.weights(start, "weights: reference")
+    budget, rows = config.train.optim.micro_tokens, walk.rows
+    pairs = [(*row, *row)[:2] for row in rows.lengths]  # a thumb comes with a reply to another prompt
+    some = _whole(pairs, budget)
+    before = footprint.flops
+    with footprint.moment() as found:
+        batch = pair_completions([(row.prompt, row.replies) for row in _answered(some, rows.shared)], 0)
+        forward(Net(start, "policy"), batch, walk.mesh, micro_tokens=budget, bf16=config.train.precision == "bf16")
+    out.moments["the reference's log-probs"] = found
+    each = (footprint.flops - before) / sum(map(sum, some))
+    out.operations += each * sum(map(sum, pairs)) / len(pairs) * rows.total
+    del start
+    gc.collect()
+    model = models.policy(config.seed)
+    _parts(footprint, models, policy=model)
+    learner = Learner(Net(model, "policy"), config.train.optim, steps=1, precision=config.train.precision)
+    batch_of = partial(_preferences, config, learner, shared=rows.shared)
+    steps = _fit(walk, footprint, learner, batch_of, dpo.loss_of(config))
+    del batch_of
+    validations = steps // max(1, round(config.train.validate_every * rows.total / config.train.batch)) + 1
+    if answered := min(config.samples, round(rows.total * config.held_out) or rows.total):
+        lengths = [max(1, round(min(row) * rows.shared)) for row in rows.lengths]
+        asked = (lengths * (answered // len(lengths) + 1))[:answered]
+        began = out.operations
+        _sample(walk, footprint, Sampler(model, end_id=2, decode=str), asked, config.sampling, "answers at validation")
+        start = models.untrained()
+        if not config.lora:
+            footprint.weights(start, "weights: reference")
+        tokens = config.sampling.max_tokens
+        asked = [n for (n,) in _whole([[n + tokens] for n in asked], MICRO_TOKENS)]
+        batch = completion_batch([[3] * (n - tokens) for n in asked], [[3] * tokens for _ in asked], 0)
+        before = footprint.flops
+        with footprint.moment() as found:
+            exact_kl(Net(model, "policy"), Net(start, "policy"), batch, walk.mesh)
+        out.moments["their KL"] = found
+        out.operations += (footprint.flops - before) / len(asked) * answered
+        out.operations = began + (out.operations - began) * validations
+        del start
+    del learner
+    gc.collect()
+    _save(walk, footprint, model, config.model)
+    shown = config.show * validations
+    _disk(walk, {"policy": model}, {"final": model}, best=config.held_out > 0, shown=shown, steps=steps)
+    out.disk["the reference's log-probs"] = 50 * 2 * rows.total
+
+
+def _preferences(
+    config: dpo.DPOConfig, learner: Learner, rows: Sequence[Sequence[int]], *, shared: float
+) -> dict[str, torch.Tensor]:
+    """DPO's batch of rows of these lengths; of thumbs with what their baseline takes."""
+    answered = _answered(rows, shared)
+    if config.loss != "kto":
+        return dpo.batch_of(answered, 0)
+    return dpo.with_baseline(learner, dpo.thumb_batch(answered, 0))
+
+
+def _answered(rows: Sequence[Sequence[int]], shared: float) -> list[dpo.Row]:
+    """DPO's rows of these lengths, prompt included, which is this share of the shorter sequence. A row of one is a
+    thumb, and its reply to another prompt as long as its own."""
+    prompt, said = Prompt((Message(role="user", content=WORD),)), Completion(WORD, "eos")
+    out = []
+    for row in rows:
+        record = Thumb(prompt, said, True) if len(row) == 1 else Preference(prompt, said, said)
+        opening = min(max(1, int(min(row) * shared)), min(row) - 1)
+        replies = [[3 + i] * (n - opening) for i, n in enumerate((*row, *row)[:2])]
+        out.append(dpo.Row([3] * opening, replies, record, [0.0, 0.0]))
+    return out
+
+
 def _score(walk: Walk, footprint: Footprint, net: Net, lengths: Sequence[int]) -> None:
     rows = _whole([[n] for n in lengths], MICRO_TOKENS)
     before = footprint.flops
@@ -398,6 +472,7 @@ def _scored_by(spec: Any) -> list[str]:
 WALKS: dict[str, Callable[[Walk, Footprint], None]] = {
     "sft": _walk_sft,
     "reward": _walk_reward,
+    "dpo": _walk_dpo,
     "ppo": _walk_ppo,
     "generate": _walk_answers,
     "best-of-n": _walk_answers,
