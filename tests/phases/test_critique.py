@@ -107,6 +107,11 @@ def test_every_answer_is_accounted_for(toy, keys):
     demonstrations = read_demonstrations(stage.folder / "demonstrations.jsonl").records
     texts = [(r["prompt"][0]["content"], t) for r in written for t in dict.fromkeys(usable(r))]
     assert [(d.prompt.text, d.reply) for d in demonstrations] == texts and len(texts) == found["demonstrations"]
+    better = read_preferences(stage.folder / "comparisons.jsonl").records
+    pairs = [(r["prompt"][0]["content"], usable(r)[-1], answer(r)) for r in written if usable(r)]
+    pairs = [p for p in pairs if p[1] != p[2].text]
+    assert [(p.prompt.text, p.chosen.text, p.rejected) for p in better] == pairs and len(pairs) == found["comparisons"]
+    assert {p.rejected.ended for p in better} == {True, False} and all(p.chosen.ended for p in better)
     kept = read_demonstrations(stage.folder / "helpful.jsonl").records
     assert found["helpful"] == len(kept) > 5 and {d.prompt.category for d in kept} == {"fact"}
     assert len(kept) < 2 * found["helpful_prompts"]["prompts"] == 32  # two answers each, of which some do not end
@@ -120,6 +125,8 @@ def test_a_revision_that_comes_twice_teaches_once():
     rounds = [{"principle": "x", "critique": "", "revision": t, "usable": t != "C"} for t in ("A", "A", "B", "C")]
     made = tables([PROMPT], [Completion("first")], [[r] for r in rounds])
     assert [r["completion"] for r in made["demonstrations"]] == ["A", "B"]
+    assert [(r["chosen"], r["rejected"]) for r in made["comparisons"]] == [("B", "first")]
+    assert not tables([PROMPT], [Completion("A")], [[rounds[0]]])["comparisons"]  # mended into itself
     assert len(made["critiques"][0]["rounds"]) == 4 and made["helpful"] == []
     three = [Completion("first"), Completion("kept"), Completion("cut", "length")]
     made = tables([PROMPT] * 3, three, [[rounds[0]]])
@@ -147,7 +154,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(toy, keys, asked):
             run(toy, {"critique": keys})
         again = run(toy, {"critique": keys})["critique"]
         assert len(server.bodies) == 16 + 17  # the refused one twice, and no other
-        for name in ("critiques", "demonstrations", "helpful"):
+        for name in ("critiques", "demonstrations", "comparisons", "helpful"):
             assert read(again.folder / f"{name}.jsonl") == read(whole.folder / f"{name}.jsonl")
         asked_of_first = server.bodies[4]["messages"][0]["content"]
         assert "Assistant: said " in server.bodies[8]["messages"][0]["content"] and "said" not in asked_of_first

@@ -9,6 +9,7 @@ is empty or was cut by length is left out and counted, and the answer before it 
 
     critiques.jsonl       each answer with its critiques and revisions, round by round
     demonstrations.jsonl  prompt and completion: the revisions of all rounds
+    comparisons.jsonl     prompt, chosen and rejected: an answer's last revision, and the answer
     helpful.jsonl         prompt and completion: answers to the `helpful` prompts, as they are
 """
 
@@ -37,7 +38,7 @@ from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 
 WHAT = "lets a model criticize and revise its answers under a constitution: better demonstrations without people"
-VERSION = 1
+VERSION = 2
 Row = dict[str, Any]
 
 
@@ -127,6 +128,7 @@ def run_phase(config: CritiqueConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         "cost": sum(row["cost"] for rows in rounds for row in rows),
         "rounds": [became(rows) for rows in rounds],
         "demonstrations": len(files["demonstrations"]),
+        "comparisons": len(files["comparisons"]),
         "helpful": len(files["helpful"]),
     }
     for text in lines(results):
@@ -156,7 +158,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         if told["too_long"]:
             lost += f"; {told['too_long']} times examples, conversation and answer filled the model's context"
         out.append(f"round {number}: {told['revised']} revisions, {lost}")
-    return [*out, f"{found['demonstrations']} demonstrations; {found['helpful']} answers kept as they are"]
+    made = f"{found['demonstrations']} demonstrations and {found['comparisons']} comparisons"
+    return [*out, f"{made}; {found['helpful']} answers kept as they are"]
 
 
 def mend(
@@ -206,7 +209,7 @@ def mend(
 
 def tables(asked: Sequence[Prompt], first: Sequence[Completion], rounds: Sequence[list[Row]]) -> dict[str, list[Row]]:
     """File -> its rows. A text that comes twice among an answer's revisions teaches once."""
-    out: dict[str, list[Row]] = {"critiques": [], "demonstrations": [], "helpful": []}
+    out: dict[str, list[Row]] = {"critiques": [], "demonstrations": [], "comparisons": [], "helpful": []}
     for i, (prompt, answer) in enumerate(zip(asked, first, strict=True)):
         head = {"prompt": [dict(m) for m in prompt.messages], "category": prompt.category}
         if i >= len(rounds[0]):
@@ -214,8 +217,11 @@ def tables(asked: Sequence[Prompt], first: Sequence[Completion], rounds: Sequenc
             continue
         history = [rows[i] for rows in rounds if rows[i]["principle"]]
         out["critiques"].append({**head, "completion": answer.text, "stop": answer.stop, "rounds": history})
-        texts = dict.fromkeys(row["revision"] for row in history if row["usable"])
-        out["demonstrations"] += [{**head, "completion": text} for text in texts]
+        texts = [row["revision"] for row in history if row["usable"]]
+        out["demonstrations"] += [{**head, "completion": text} for text in dict.fromkeys(texts)]
+        if texts and texts[-1] != answer.text:
+            pair = {"chosen": texts[-1], "rejected": answer.text, "rejected_ended": answer.ended}
+            out["comparisons"].append({**head, **pair, "rater": "revision"})
     return out
 
 
