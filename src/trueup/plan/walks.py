@@ -288,7 +288,7 @@ def _walk_dpo(walk: Walk, footprint: Footprint) -> None:
     del batch_of
     validations = steps // max(1, round(config.train.validate_every * rows.total / config.train.batch)) + 1
     if answered := min(config.samples, round(rows.total * config.held_out) or rows.total):
-        lengths = [max(1, round(min(row) * rows.shared)) for row in rows.lengths]
+        lengths = [max(1, round(min(row) * (rows.shared or 0.5))) for row in rows.lengths]  # 0: of assumed rows
         asked = (lengths * (answered // len(lengths) + 1))[:answered]
         began = out.operations
         _sample(walk, footprint, Sampler(model, end_id=2, decode=str), asked, config.sampling, "answers at validation")
