@@ -105,19 +105,19 @@ def _prompt_of(record: Demonstration | Preference | Thumb) -> Prompt:
 
 
 def _lengths(chat: Chat, record: Prompt | Demonstration | Preference | Thumb, plain: bool) -> tuple[int, list[int]]:
-    """Tokens of a row's prompt, and of each of its sequences, prompt included."""
+    """Tokens of a row's prompt (of a demonstration 0: nobody asks), and of each of its sequences, prompt included."""
     prompt = record if isinstance(record, Prompt) else record.prompt
     said = "".join(m["content"] for m in prompt.messages)
 
     def long(ids: list[int], text: str) -> int:
         return max(1, len(text) // A_TOKEN) if plain else len(ids)
 
+    if isinstance(record, Demonstration):
+        return 0, [long([] if plain else chat.encode(record).ids, said + record.reply)]
     ids = chat.prompt_ids(prompt.messages)
     opening = long(ids, said)
     if isinstance(record, Prompt):
         return opening, [opening]
-    if isinstance(record, Demonstration):
-        return opening, [long([] if plain else chat.encode(record).ids, said + record.reply)]
     replies = [record.completion] if isinstance(record, Thumb) else [record.chosen, record.rejected]
     return opening, [long(ids + chat.reply_ids(c.text, c.ended), said + c.text) for c in replies]
 

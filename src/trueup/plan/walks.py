@@ -6,10 +6,11 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import cycle, islice
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from trueup.data.batches import Order, completion_batch, pair_completions, text_batch
 from trueup.data.chat import Chat, Encoded
@@ -22,13 +23,15 @@ from trueup.models.linear import COMPILED
 from trueup.models.load import load_policy, load_scalar
 from trueup.models.lora import Base, adapted, merged
 from trueup.models.net import Net
-from trueup.models.roles import models_of
+from trueup.models.roles import Models, models_of
 from trueup.models.weightless import weightless
 from trueup.phases import dpo, ppo, reward, sft
 from trueup.plan.rows import LOOKED_AT, WORD, Rows, rows_of, text_of
 from trueup.plan.standins import Folders
 from trueup.recipe import Stage
 from trueup.records import Completion, Message, Preference, Prompt, Thumb
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -119,6 +122,11 @@ def _fill(rows: Sequence[Sequence[int]], budget: int) -> int:
     return len(rows)
 
 
+def _cycled(rows: Sequence[T], count: int) -> list[T]:
+    """So many rows, from the first on again where there are not as many."""
+    return list(islice(cycle(rows), count))
+
+
 def _whole(rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
     """Rows that fill one micro-batch of a forward over all of `rows`."""
     ordered = sorted(map(list, rows), key=sum, reverse=True)
@@ -141,8 +149,8 @@ def _pairs(rows: Sequence[Sequence[int]], shared: float) -> dict[str, torch.Tens
 
 def _fit(
     walk: Walk, footprint: Footprint, learner: Learner, batch_of: Callable[[Any], dict[str, torch.Tensor]], loss_fn: Any
-) -> int:
-    """The steps, validation, and the best weights loaded again; returns the steps."""
+) -> tuple[int, int]:
+    """The steps, validation, and the best weights loaded again; returns how many steps and validations there are."""
     config, out = walk.config.train, walk.estimate
     budget = config.optim.micro_tokens
     worst = _worst(walk, budget)
@@ -158,19 +166,19 @@ def _fit(
     out.operations += each * mean * steps * config.batch
     full = sum(sorted(map(sum, walk.rows.lengths), reverse=True)[: config.batch])
     out.micro = (f"{walk.stage.name}.train.optim.micro_tokens", budget, full)
+    validations = steps // max(1, round(config.validate_every * walk.rows.total / config.batch)) + 1
     if held := round(walk.rows.total * walk.config.held_out):
-        every = max(1, round(config.validate_every * walk.rows.total / config.batch))
-        rows = _whole((walk.rows.lengths * (held // len(walk.rows.lengths) + 1))[:held], budget)
+        rows = _whole(_cycled(walk.rows.lengths, held), budget)
         before = footprint.flops
         with footprint.moment() as found:
             learner.forward(batch_of(rows))
         out.moments["validation"] = found
-        out.operations += (footprint.flops - before) / sum(map(sum, rows)) * mean * held * (steps // every + 1)
+        out.operations += (footprint.flops - before) / sum(map(sum, rows)) * mean * held * validations
         if not adapted(learner.net.model):
             with footprint.moment() as found:
                 _again(footprint, learner.net.model, walk.config.model)
             out.moments["the best weights loaded again"] = found
-    return steps
+    return steps, validations
 
 
 def _again(footprint: Footprint, model: Any, name: str) -> None:
@@ -181,6 +189,14 @@ def _again(footprint: Footprint, model: Any, name: str) -> None:
     footprint.restart()  # what making a model takes for a moment, loading one does not
     del kept
     gc.collect()
+
+
+def _untrained(walk: Walk, footprint: Footprint, models: Models, role: str) -> PreTrainedModel:
+    """What training starts from: with an adapter the shared base, whose weights have their name."""
+    start = models.untrained()
+    if not walk.config.lora:
+        footprint.weights(start, f"weights: {role}")
+    return start
 
 
 def _save(walk: Walk, footprint: Footprint, model: Any, name: str) -> None:
@@ -224,14 +240,14 @@ def _walk_sft(walk: Walk, footprint: Footprint) -> None:
     model = models.policy(config.seed)
     _parts(footprint, models, policy=model)
     learner = Learner(Net(model, "policy"), config.train.optim, steps=1, precision=config.train.precision)
-    steps = _fit(walk, footprint, learner, _texts, sft.sft_loss)
+    steps, _ = _fit(walk, footprint, learner, _texts, sft.sft_loss)
     del learner
     gc.collect()
     _save(walk, footprint, model, config.model)
     if config.samples and config.held_out:
         lengths = [max(1, n // 3) for (n,) in walk.rows.lengths]
         sampler = Sampler(model, end_id=2, decode=str)
-        asked = (lengths * (config.samples // len(lengths) + 1))[: config.samples]
+        asked = _cycled(lengths, config.samples)
         _sample(walk, footprint, sampler, asked, config.sampling, "samples at the end")
     _disk(walk, {"policy": model}, {"final": model}, best=config.held_out > 0, shown=config.samples, steps=steps)
 
@@ -244,15 +260,13 @@ def _walk_reward(walk: Walk, footprint: Footprint) -> None:
     net = Net(model, "reward")
     learner = Learner(net, config.train.optim, steps=1, precision=config.train.precision)
     loss = partial(reward.pair_loss, center=config.center)
-    steps = _fit(walk, footprint, learner, partial(_pairs, shared=walk.rows.shared), loss)
+    steps, _ = _fit(walk, footprint, learner, partial(_pairs, shared=walk.rows.shared), loss)
     del learner
     gc.collect()
     if config.normalize_samples:
-        start = models.untrained()
-        if not config.lora:
-            footprint.weights(start, "weights: policy")
+        start = _untrained(walk, footprint, models, "policy")
         lengths = [max(1, min(pair) // 2) for pair in walk.rows.lengths]
-        asked = (lengths * (config.normalize_samples // len(lengths) + 1))[: config.normalize_samples]
+        asked = _cycled(lengths, config.normalize_samples)
         _sample(
             walk, footprint, Sampler(start, end_id=2, decode=str), asked, config.sampling, "samples to normalize by"
         )
@@ -265,9 +279,7 @@ def _walk_reward(walk: Walk, footprint: Footprint) -> None:
 def _walk_dpo(walk: Walk, footprint: Footprint) -> None:
     config, out = walk.config, walk.estimate
     models = models_of(config.model, config.lora, precision=config.train.precision, device=walk.mesh.device)
-    start = models.untrained()
-    if not config.lora:
-        footprint.weights(start, "weights: reference")
+    start = _untrained(walk, footprint, models, "reference")
     budget, rows = config.train.optim.micro_tokens, walk.rows
     pairs = [(*row, *row)[:2] for row in rows.lengths]  # a thumb comes with a reply to another prompt
     some = _whole(pairs, budget)
@@ -284,17 +296,14 @@ def _walk_dpo(walk: Walk, footprint: Footprint) -> None:
     _parts(footprint, models, policy=model)
     learner = Learner(Net(model, "policy"), config.train.optim, steps=1, precision=config.train.precision)
     batch_of = partial(_preferences, config, learner, shared=rows.shared)
-    steps = _fit(walk, footprint, learner, batch_of, dpo.loss_of(config))
+    steps, validations = _fit(walk, footprint, learner, batch_of, dpo.loss_of(config))
     del batch_of
-    validations = steps // max(1, round(config.train.validate_every * rows.total / config.train.batch)) + 1
     if answered := min(config.samples, round(rows.total * config.held_out) or rows.total):
         lengths = [max(1, round(min(row) * (rows.shared or 0.5))) for row in rows.lengths]  # 0: of assumed rows
-        asked = (lengths * (answered // len(lengths) + 1))[:answered]
+        asked = _cycled(lengths, answered)
         began = out.operations
         _sample(walk, footprint, Sampler(model, end_id=2, decode=str), asked, config.sampling, "answers at validation")
-        start = models.untrained()
-        if not config.lora:
-            footprint.weights(start, "weights: reference")
+        start = _untrained(walk, footprint, models, "reference")
         tokens = config.sampling.max_tokens
         asked = [n for (n,) in _whole([[n + tokens] for n in asked], MICRO_TOKENS)]
         batch = completion_batch([[3] * (n - tokens) for n in asked], [[3] * tokens for _ in asked], 0)
@@ -384,7 +393,7 @@ def _walk_ppo(walk: Walk, footprint: Footprint) -> None:
     )
     taken.sort(key=lambda i: -lengths[i])
     asked = [walk.rows.prompts[i] for i in taken] if walk.rows.prompts else [_prompt(chat, lengths[i]) for i in taken]
-    first = [lengths[i % len(lengths)] for i in range(config.missing_eos_samples)]
+    first = _cycled(lengths, config.missing_eos_samples)
     if config.missing_eos_score is None:
         _sample(walk, footprint, players.sampler, first, config.sampling, "the first samples")
         for net in _nets(players.scorer):
@@ -455,7 +464,7 @@ def _walk_answers(walk: Walk, footprint: Footprint) -> None:
     nets = [Net(load_scalar(one).model, "reward") for spec in scorers for one in _scored_by(spec)]
     for net in nets:
         footprint.weights(net.model, "weights: reward models")
-    asked = (lengths * (count // len(lengths) + 1))[:count]
+    asked = _cycled(lengths, count)
     before = out.operations
     _sample(walk, footprint, Sampler(held[0], end_id=2, decode=str), asked, config.sampling, "sampling")
     for net in nets:
