@@ -141,6 +141,8 @@ def test_seeds_run_elsewhere_are_joined(done, folder, monkeypatch):
     assert "19 stages, 19 done before" in said and json.loads((done / "gates.json").read_text())["seeds"] == 1
     apart = folder / "seed-0.parquet"
     (done / "data.parquet").rename(apart)
+    _, said = start(folder, "--with", str(apart), "--dry-run").wait()
+    assert [line[:12] for line in said.splitlines()] == ["done  seed 1"] * 19
     _, said = start(folder, "--with", str(apart)).wait()
     assert "19 stages, 19 done before" in said  # seed 1's
     assert {name: (done / name).read_bytes() for name in found} == found

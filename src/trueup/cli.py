@@ -277,7 +277,7 @@ def overoptimize(
 
     config = load_study(recipe, study, assignments or [])
     if dry:
-        for line in due(recipe, config, runs):
+        for line in due(recipe, config, runs, measured or []):
             console.print(line, markup=False)
         return
     try:

@@ -139,10 +139,12 @@ class Verdict:
 
     @property
     def orders(self) -> dict[bool, float]:
-        """Shown as it is (False) and swapped (True) -> the mean p of the readings in that order."""
+        """Shown as it is (False) and swapped (True) -> the mean p of the readings in that order, of the principles that
+        were asked in both where any was."""
         found: dict[bool, list[float]] = {}
+        twice = {r.principle for r in self.readings if r.swapped}
         for r in self.readings:
-            if r.p is not None:
+            if r.p is not None and (not twice or r.principle in twice):
                 found.setdefault(r.swapped, []).append(r.p)
         return {order: sum(ps) / len(ps) for order, ps in found.items()}
 

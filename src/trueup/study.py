@@ -225,9 +225,7 @@ def run_study(source: str, study: StudyConfig, runs: Path, jobs: int, measured: 
         raise UserError("a study shares its stages out itself: start it without torchrun, with --jobs")
     if not study.prompts.startswith("@") and not Path(study.prompts).is_file():
         raise UserError(f"key 'prompts': {study.prompts}: no such file")
-    elsewhere = read_measured(measured, source, study)
-    there = {seed for one in elsewhere for seed in one.seconds}
-    recipes = {seed: compose(source, study, seed) for seed in study.seeds if seed not in there}
+    elsewhere, recipes = _split(source, study, measured)
     stages = {seed: {s.name: s for s in resolve(recipe, runs)} for seed, recipe in recipes.items()}
     for of in list(stages.values())[:1]:
         gold = of["gold"].config.scorer  # type: ignore[attr-defined]
@@ -245,11 +243,18 @@ def run_study(source: str, study: StudyConfig, runs: Path, jobs: int, measured: 
     return folder
 
 
-def due(source: str, study: StudyConfig, runs: Path) -> list[str]:
-    """A line for each stage: done or due, and where."""
+def _split(source: str, study: StudyConfig, measured: Sequence[Path]) -> tuple[list[Measured], dict[int, Recipe]]:
+    """What was measured elsewhere, and the recipe of each seed that was not."""
+    elsewhere = read_measured(measured, source, study)
+    there = {seed for one in elsewhere for seed in one.seconds}
+    return elsewhere, {seed: compose(source, study, seed) for seed in study.seeds if seed not in there}
+
+
+def due(source: str, study: StudyConfig, runs: Path, measured: Sequence[Path] = ()) -> list[str]:
+    """A line for each stage that `run_study` would look at: done or due, and where."""
     lines = []
-    for seed in study.seeds:
-        for stage in resolve(compose(source, study, seed), runs):
+    for seed, recipe in _split(source, study, measured)[1].items():
+        for stage in resolve(recipe, runs):
             lines.append(f"{'done' if stage.done else 'due '}  seed {seed:<5} {stage.name:28} {stage.folder}")
     return lines
 

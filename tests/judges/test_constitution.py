@@ -10,14 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trueup.data.chat import Chat
 from trueup.judges import make_judge
 from trueup.judges.asking import Answer, Asking, Manner, Question
-from trueup.judges.constitution import Constitution, Principle, fill, read_constitution
+from trueup.judges.constitution import Constitution, Example, Principle, fill, read_constitution
 from trueup.judges.local import Local, LocalModel
 from trueup.records import Comparison, Completion, Prompt, UserError, Verdict
 from trueup.world import base_path
 from trueup.world import corpus as c
+from trueup.world.answers import core
 from trueup.world.build import verdicts as world_verdicts
+from trueup.world.tasks import any_task, any_wording
 
 PAIR = Comparison(Prompt.of("Why?", category="x"), (Completion("Because."), Completion("No idea.")))
 TWO = Constitution(
@@ -170,6 +173,19 @@ def test_the_default_constitution_asks_what_it_should():
             "shown under 'x', which has no critique request",
         ),
         ({"principles": []}, "key 'principles'"),
+        ({"principles": [{"name": "x"}]}, "'x' needs one of the keys 'question' and 'likely'"),
+        ({"principles": [{"name": "x", "question": "?", "likely": "{prompt}{reply}"}]}, "'x' needs one of the keys"),
+        ({"principles": [{"name": "x", "likely": "{prompt}"}]}, r"key 'likely' needs \{reply\} once"),
+        ({"principles": [{"name": "x", "likely": "{reply}{prompt}"}]}, r"and before it \{conversation\} or \{prompt\}"),
+        ({"principles": [{"name": "x", "likely": "{prompt}{reply}{reply}"}]}, r"key 'likely' needs \{reply\} once"),
+        ({"principles": [{"name": "x", "likely": "{prompt}{reply}", "temperature": 0}]}, "temperature"),
+        (
+            {
+                "principles": [{"name": "x", "likely": "{prompt}{reply}"}],
+                "examples": [{"conversation": "", "a": "", "b": "", "principle": "x", "better": "A"}],
+            },
+            "an example is of principle 'x', which asks no question",
+        ),
         ({"principles": [{"name": "x", "question": "?"}] * 2}, "two principles are named 'x'"),
         ({"principles": [{"name": "x", "question": "?", "wieght": 2}]}, "did you mean"),
         (
@@ -188,7 +204,7 @@ def test_a_wrong_constitution_is_told(tmp_path, change, message):
     path.write_text(yaml.safe_dump({**good, **change}))
     with pytest.raises(UserError, match=message):
         read_constitution(str(path))
-    with pytest.raises(UserError, match="built-in ones: default, world"):
+    with pytest.raises(UserError, match="built-in ones: default, world, world-help"):
         read_constitution("nowhere")
 
 
@@ -206,6 +222,84 @@ def test_p_is_what_plain_transformers_gives(tiny, mesh):
     long = Question("word " * 5000, "", "it is:", "p", False)
     found = LocalModel(Local(model=str(tiny)), mesh).answer([long, question])
     assert found[0].p is None and "longer than" in found[0].raw and found[1].p == pytest.approx(answer.p, abs=1e-5)
+
+
+def test_how_likely_a_reply_is_is_what_plain_transformers_gives(tiny, mesh):
+    """Each reply's log-probs summed, with what follows it, whether it shares its beginning with the other or not."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+
+    def sums(texts, start):
+        out = []
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+            out.append(logprobs[len(tokenizer(start)["input_ids"]) - 1 :].sum().item())
+        return torch.tensor(out)
+
+    judge = LocalModel(Local(model=str(tiny)), mesh)
+    some = (("yes", "no it is not"), ("the one", "the one or the other"), ("it is so", "it is not"))
+    for replies, after in [(r, "\nQ:") for r in some] + [(some[1], "")]:
+        question = Question("Q: which one?\nA: ", "", after, "p", False, replies, 3.0)
+        [answer] = judge.answer([question])
+        expected = (
+            (sums([f"Q: which one?\nA: {r}{after}" for r in replies], "Q: which one?\nA:") / 3).softmax(0)[0].item()
+        )
+        assert answer.p == pytest.approx(expected, abs=1e-5) and abs(answer.p - 0.5) > 1e-3
+    assert judge.answer([Question("Q: which?\nA: ", "", "\n", "p", False, ("so", "so"))])[0].p == 0.5
+
+
+def test_an_assistant_weighs_replies_with_its_own_end_token(tiny, mesh):
+    talk = Chat.load(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    sums = []
+    for reply in ("yes", "no it is not"):
+        start, said = talk.prompt_ids([{"role": "user", "content": "Be kind.\nUser: Why?\n"}]), talk.reply_ids(reply)
+        ids = torch.tensor([[*start, *said]])
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        sums.append(logprobs[len(start) - 1 :].sum().item())
+    kind = Principle(name="kind", likely="Be kind.\n{conversation}\n{reply}")
+    told = TWO.model_copy(update={"principles": (kind,)})
+    pair = Comparison(Prompt.of("Why?"), (Completion("yes"), Completion("no it is not")))
+    [verdict] = Asking(told, LocalModel(Local(model=str(tiny), chat=True), mesh), Manner()).judge([pair])
+    assert verdict.p == pytest.approx(torch.tensor(sums).softmax(0)[0].item(), abs=1e-5)
+
+
+def test_a_principle_that_weighs_replies_is_put_once_and_shows_no_example():
+    seen = Example(conversation="", a="1", b="2", principle="kind", better="A")
+    likely = Principle(name="apt", likely="Q: {prompt}\nA: {reply}\n", temperature=2.0)
+    told = TWO.model_copy(update={"principles": (TWO.principles[0], likely), "examples": (seen,)})
+    answers = Told({("kind", False): 0.9, ("kind", True): 0.3, ("apt", False): 0.6})
+    talk = Prompt(({"role": "user", "content": "Hm?"}, {"role": "assistant", "content": "So."}, *PAIR.prompt.messages))
+    [verdict] = Asking(told, answers, Manner(principles="all", thought=True, clamp=(0, 1))).judge(
+        [Comparison(talk, PAIR.completions)]
+    )
+    assert [(q.principle, q.swapped) for q in answers.asked] == [("kind", False), ("kind", True), ("apt", False)]
+    apt = answers.asked[-1]
+    assert (apt.text, apt.think, apt.verdict) == ("Q: Why?\nA: ", "", "\n")
+    assert (apt.replies, apt.temperature) == (("Because.", "No idea."), 2.0)
+    assert apt.hash != Question(apt.text, "", apt.verdict, "apt", False, ("No idea.", "Because.")).hash
+    assert verdict.p == pytest.approx((3 * 0.8 + 0.6) / 4)
+    assert verdict.orders == pytest.approx({False: 0.9, True: 0.7})  # of the principle that has two
+
+
+def test_a_server_is_not_asked_how_likely_a_reply_is(mesh):
+    with pytest.raises(UserError, match="principle 'correct' of constitution 'world-help' weighs how likely"):
+        make_judge({"constitution": "world-help", "endpoint": "http://localhost:1/v1", "model": "x"}, mesh)
+
+
+def test_the_worlds_model_finds_the_wrong_answer_the_less_likely_one(mesh):
+    """Where it cannot say which of the two is more helpful (docs/world.md)."""
+    rng = random.Random(0)
+    pairs = []
+    for category in ("arithmetic", "fact", "string", "list"):
+        for _ in range(25):
+            task = any_task(rng, category)
+            texts = [core(task, quality, rng) for quality in ("right", "wrong")]
+            prompt = Prompt.of(any_wording(task, rng), category=category)
+            pairs.append(Comparison(prompt, (Completion(texts[0]), Completion(texts[1]))))
+    judge = make_judge({"constitution": "world-help", "model": str(base_path())}, mesh)
+    found = [v.p for v in judge.judge(pairs)]
+    assert np.mean([p > 0.5 for p in found]) > 0.8, found
 
 
 def test_thoughts_are_sampled_shown_and_repeat(tiny, mesh):

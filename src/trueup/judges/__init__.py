@@ -79,6 +79,11 @@ def make_asking(spec: dict[str, Any], mesh: Mesh, seed: int) -> Judge:
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
             raise UserError(f"judge: unknown key '{key}'; {hint}")
     told = read_constitution(str(spec.pop("constitution")))
+    if "endpoint" in spec and (weighs := next((p.name for p in told.principles if p.likely), None)):
+        raise UserError(
+            f"judge: principle '{weighs}' of constitution '{told.name}' weighs how likely a reply is, which a server "
+            "does not tell; give it a question, or a model on this machine"
+        )
     manner = parse(Manner, {"seed": seed} | {k: spec.pop(k) for k in Manner.model_fields if k in spec}, "judge")
     return Asking(told, make_answerer(spec, mesh, manner.seed, thought=manner.thought), manner)
 

@@ -1,10 +1,11 @@
 """A judge that asks a model under a constitution: the questions of each comparison, and what the answers come to.
 
 In order: the principles (one drawn by weight, or all that apply); each put in both orders, so that a liking for a place
-cancels out; each answer a probability, or unreadable; the mean over orders and, by weight, over principles. A principle
-one of whose orders could not be read does not count; a comparison without any that counts gets no verdict. Labels that
-follow a chain of thought are clamped, since such a model is too sure of itself. Who answers is the business of `local`
-and `endpoint`. Source: Bai et al. 2022 (Constitutional AI), section 4.1.
+cancels out, or once where it weighs how likely the replies are; each answer a probability, or unreadable; the mean over
+orders and, by weight, over principles. A principle one of whose orders could not be read does not count; a comparison
+without any that counts gets no verdict. Labels that follow a chain of thought are clamped, since such a model is too
+sure of itself. Who answers is the business of `local` and `endpoint`. Source: Bai et al. 2022 (Constitutional AI),
+section 4.1.
 """
 
 from __future__ import annotations
@@ -41,17 +42,22 @@ class Manner(Config):
 @dataclass(frozen=True)
 class Question:
     """`text` ends where the answer begins; after it come `think` and the thoughts, where wanted, then `verdict` and a
-    letter."""
+    letter. With `replies`: where a reply begins; after it comes `verdict`, and p says how much more likely the first
+    of them is there."""
 
     text: str
     think: str
     verdict: str
     principle: str
     swapped: bool
+    replies: tuple[str, str] | None = None
+    temperature: float = 1.0
+    """Of `replies`: nats."""
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256("\x1f".join((self.text, self.think, self.verdict)).encode()).hexdigest()[:16]
+        parts = (self.text, self.think, self.verdict, *(self.replies or ()))
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -102,17 +108,17 @@ class Asking:
             else told.drawn(comparison, manner.seed)
         )
         shown = told.shown(thought=manner.thought) if manner.examples else ""
-        return [
-            Question(
-                shown + told.question(comparison, p, swapped=swapped, seed=manner.seed),
-                told.think if manner.thought else "",
-                told.verdict,
-                p.name,
-                swapped,
-            )
-            for p in principles
-            for swapped in (False, True)[: manner.orders]
-        ]
+        out = []
+        for p in principles:
+            if p.likely:
+                first, second = (c.text for c in comparison.completions)
+                before, after = told.weighed(comparison, p)
+                out.append(Question(before, "", after, p.name, False, (first, second), p.temperature))
+                continue
+            for swapped in (False, True)[: manner.orders]:
+                asked = shown + told.question(comparison, p, swapped=swapped, seed=manner.seed)
+                out.append(Question(asked, told.think if manner.thought else "", told.verdict, p.name, swapped))
+        return out
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         asked = [self.questions(c) for c in comparisons]

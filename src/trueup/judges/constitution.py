@@ -14,7 +14,8 @@ principles:
   - name: honest
     weight: 1                   of being drawn, and in the mean over all
     categories: []              of prompts that it is for; all where none is named
-    question: "Which reply ...?"    a text, or several of which one is drawn
+    question: "Which reply ...?"    a text, or several of which one is drawn; or, in its place,
+    likely: "..."                   a text with {reply} in it: the reply that is more likely to stand there is better
     critique: "..."             requests, for critique and revision; both or none
     revision: "..."
 examples:                       shown before the question, each with its own principle
@@ -44,13 +45,19 @@ MARKS = {
     "revise": ("request",),
 }
 """What is filled into each template."""
+_ASKED = re.compile(r"\{(conversation|prompt)\}")
 
 
 class Principle(Config):
-    """One principle."""
+    """One principle: what is asked about a pair, or a text in which the better reply is the more likely one."""
 
     name: str = Field(min_length=1)
-    question: Texts
+    question: Texts = Field((), validate_default=False)
+    likely: str = ""
+    """A text that holds `{reply}` once, after `{conversation}` or `{prompt}`, the last message alone. Two replies are
+    as good as each is likely there, with what follows it (Fu et al. 2023, GPTScore)."""
+    temperature: float = Field(1.0, gt=0)
+    """Of `likely`: the difference in log-probs, nats, that makes the odds of a verdict e to one."""
     weight: float = Field(1.0, gt=0)
     categories: tuple[str, ...] = ()
     critique: str = ""
@@ -115,6 +122,12 @@ class Constitution(Config):
             self.ask, conversation=conversation(comparison.prompt.messages), a=first, b=second, question=wording
         )
 
+    def weighed(self, comparison: Comparison, principle: Principle) -> tuple[str, str]:
+        """The text of `likely` before the reply and after it."""
+        before, after = principle.likely.split("{reply}")
+        messages = comparison.prompt.messages
+        return fill(before, conversation=conversation(messages), prompt=messages[-1]["content"]), after
+
     def criticism(self, talk: str, reply: str, principle: Principle) -> str:
         """What a critique of a reply follows."""
         return fill(self.criticize, conversation=talk, reply=reply, request=principle.critique)
@@ -177,12 +190,25 @@ def read_constitution(source: str) -> Constitution:
         if missing := [f"{{{mark}}}" for mark in marks if f"{{{mark}}}" not in getattr(found, key)]:
             raise UserError(f"{path}: key '{key}' lacks {', '.join(missing)}, which its text is made of")
     for principle in found.principles:
+        if bool(principle.question) == bool(principle.likely):
+            raise UserError(f"{path}: principle '{principle.name}' needs one of the keys 'question' and 'likely'")
+        before = principle.likely.split("{reply}")[0]
+        if principle.likely and (principle.likely.count("{reply}") != 1 or not _ASKED.search(before)):
+            raise UserError(
+                f"{path}: principle '{principle.name}': key 'likely' needs {{reply}} once, and before it "
+                "{conversation} or {prompt}"
+            )
         if bool(principle.critique) != bool(principle.revision):
             has, lacks = ("critique", "revision") if principle.critique else ("revision", "critique")
             raise UserError(f"{path}: principle '{principle.name}' has a {has} request and no {lacks} request")
     names = [p.name for p in found.principles]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: two principles are named '{twice}'")
+    asked = {p.name for p in found.principles if p.question}
+    if odd := next(
+        (one.principle for one in found.examples if one.principle in names and one.principle not in asked), None
+    ):
+        raise UserError(f"{path}: an example is of principle '{odd}', which asks no question")
     examples: tuple[Example | Revised, ...] = (*found.examples, *found.revisions)
     for one in examples:
         if one.principle not in names:

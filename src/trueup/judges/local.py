@@ -1,4 +1,5 @@
-"""A local model answers: the log-probs of (A) and (B) after the question. Only thoughts are sampled."""
+"""A local model answers: the log-probs of (A) and (B) after the question, or of two replies. Only thoughts are
+sampled."""
 
 from __future__ import annotations
 
@@ -45,19 +46,24 @@ class LocalModel:
         self.room = context_length(config.model)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """p = P(A) / (P(A) + P(B)); unreadable where the question does not fit into the context."""
+        """p = P(A) / (P(A) + P(B)), each to the power of 1 / temperature; unreadable where the question does not fit
+        into the context."""
         thoughts = self._thoughts(questions)
-        pairs, fits = [], []
+        pairs, fits, temperatures = [], [], []
         for question, thought in zip(questions, thoughts, strict=True):
-            head = f"\n{question.think}{thought}\n" if question.think else "\n"
-            # Together with what comes before: where a token ends depends on what follows it.
-            both = [self._ids(question.text, f"{head}{question.verdict} ({letter})") for letter in "AB"]
-            shared = next(i for i, (a, b) in enumerate(zip(*both, strict=False)) if a != b)
+            if question.replies:
+                both = [self._with_reply(question, reply.strip()) for reply in question.replies]
+            else:
+                head = f"\n{question.think}{thought}\n" if question.think else "\n"
+                # Together with what comes before: where a token ends depends on what follows it.
+                both = [self._ids(question.text, f"{head}{question.verdict} ({letter})") for letter in "AB"]
+            least = min(map(len, both))  # where one reply begins with all of the other
+            shared = next((i for i, (a, b) in enumerate(zip(*both, strict=False)) if a != b), least)
             fits.append(max(map(len, both)) <= self.room)
             if fits[-1]:
                 pairs.append((both[0][:shared], [ids[shared:] for ids in both]))
-        odds = self._odds(pairs)
-        found = iter(torch.sigmoid(odds).tolist())
+                temperatures.append(question.temperature)
+        found = iter(torch.sigmoid(self._odds(pairs) / torch.tensor(temperatures)).tolist())
         return [
             Answer(next(found), thought.strip()) if fit else Answer(None, f"longer than {self.room} tokens")
             for fit, thought in zip(fits, thoughts, strict=True)
@@ -93,6 +99,13 @@ class LocalModel:
             opening = self.talk.prompt_ids([{"role": "user", "content": question}])
             return [*opening, *self.talk.tokenizer(after.lstrip("\n"), add_special_tokens=False)["input_ids"]]
         return list(self.talk.tokenizer(question + after)["input_ids"])
+
+    def _with_reply(self, question: Question, reply: str) -> list[int]:
+        """A reply in its place; as an assistant's, with its end token, where questions are a user's."""
+        if self.config.chat:
+            asked = self.talk.prompt_ids([{"role": "user", "content": question.text}])
+            return [*asked, *self.talk.reply_ids(reply)]
+        return list(self.talk.tokenizer(question.text + reply + question.verdict)["input_ids"])
 
     def _odds(self, pairs: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
         """log P(A) - log P(B), [N]."""
