@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.models import tiny
 from trueup.models import logprobs
 from trueup.models.linear import FastLinear, fast_linears, product
-from trueup.models.logprobs import Head, exact_kl, token_logprobs
-from trueup.models.net import Net, exact_kl_per_token
+from trueup.models.logprobs import Head, compare, token_logprobs
+from trueup.models.net import Net, compare_per_token
 
 
 def slow(hidden: Tensor, head: Head, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -138,18 +138,21 @@ def test_temperature_and_entropy_of_the_net() -> None:
 def test_exact_kl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", 5 * tiny.VOCAB)
     batch, p, q = tiny.rows(), tiny.policy("llama"), tiny.policy("qwen2")
-    got = exact_kl_per_token(Net(tiny.policy("llama"), "policy", 1.4), Net(tiny.policy("qwen2"), "policy", 1.4), batch)
+    nets = [Net(tiny.policy(family), "policy", 1.4) for family in ("llama", "qwen2")]
+    got = compare_per_token(*nets, batch)
+    for name, net in zip(("logprobs", "ref_logprobs"), nets, strict=True):
+        torch.testing.assert_close(got[name], net(batch)["logprobs"], atol=1e-5, rtol=0)
     rows = zip(tiny.plain_logits(p, batch), tiny.plain_logits(q, batch), strict=True)
     for b, (a, c) in enumerate(rows):
         logp, logq = torch.log_softmax(a / 1.4, -1), torch.log_softmax(c / 1.4, -1)
         kl = (logp.exp() * (logp - logq)).sum(-1)
         for i in range(batch["ids"].shape[1]):
             want = kl[i - 1] if batch["mask"][b, i] else torch.zeros(())
-            assert abs(float(got[b, i] - want)) < 1e-4
-    same = exact_kl_per_token(Net(tiny.policy(), "policy"), Net(tiny.policy(), "policy"), batch)
-    assert not same.any()
+            assert abs(float(got["kl"][b, i] - want)) < 1e-4
+    same = compare_per_token(Net(tiny.policy(), "policy"), Net(tiny.policy(), "policy"), batch)
+    assert not same["kl"].any() and torch.equal(same["logprobs"], same["ref_logprobs"])
     hidden = torch.randn(3, 32)
-    assert (exact_kl(hidden, Head.of(p), hidden, Head.of(q)) > 0).all()
+    assert (compare(hidden, Head.of(p), hidden, Head.of(q), torch.zeros(3, dtype=torch.long))[0] > 0).all()
 
 
 @pytest.mark.parametrize("rows", [1, 40, 4000], ids=["small", "middle", "large"])

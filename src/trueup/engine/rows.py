@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trueup.engine.mesh import Mesh, Shares
-from trueup.models.net import Batch, InBF16, Net, exact_kl_per_token
+from trueup.models.net import Batch, InBF16, Net, compare_per_token
 
 MICRO_TOKENS = 16384
 
@@ -23,12 +23,18 @@ def forward(
 
 
 @torch.no_grad()
+def compare(
+    policy: Net, reference: Net, batch: Batch, mesh: Mesh, *, micro_tokens: int = MICRO_TOKENS
+) -> dict[str, Tensor]:
+    """Of all rows, on every rank, what `compare_per_token` gives: kl, logprobs, ref_logprobs [B, L]."""
+    zero = torch.zeros_like(batch["ids"], dtype=torch.float32)
+    like = dict.fromkeys(("kl", "logprobs", "ref_logprobs"), zero)
+    return by_rows(lambda part: compare_per_token(policy, reference, part), like, batch, mesh, micro_tokens)
+
+
 def exact_kl(policy: Net, reference: Net, batch: Batch, mesh: Mesh, *, micro_tokens: int = MICRO_TOKENS) -> Tensor:
     """KL(policy || reference) over the vocabulary at every counted token, nats [B, L]; zero outside the mask."""
-    like = {"kl": torch.zeros_like(batch["ids"], dtype=torch.float32)}
-    return by_rows(lambda part: {"kl": exact_kl_per_token(policy, reference, part)}, like, batch, mesh, micro_tokens)[
-        "kl"
-    ]
+    return compare(policy, reference, batch, mesh, micro_tokens=micro_tokens)["kl"]
 
 
 def by_rows(

@@ -23,7 +23,7 @@ from trueup.data.batches import completion_batch
 from trueup.data.chat import Chat, describe
 from trueup.data.prepare import prompts as prepare_prompts
 from trueup.engine.mesh import Mesh
-from trueup.engine.rows import exact_kl, forward
+from trueup.engine.rows import compare
 from trueup.engine.sampler import Sampler, Sampling
 from trueup.math import kl_estimate
 from trueup.models.load import context_length, load_policy
@@ -83,11 +83,12 @@ def run_phase(config: TraceConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
             ids, config.sampling, seed=config.seed + FRESH, step=step
         )
         batch = completion_batch(ids, [a.ids for a in answers], chat.pad_id)
-        new, old = (forward(net, batch, mesh)["logprobs"].double().cpu() for net in (policy, reference))
+        found = {name: value.double().cpu() for name, value in compare(policy, reference, batch, mesh).items()}
+        new, old = found["logprobs"], found["ref_logprobs"]
         columns = {
             "gold": gold.score(asked, answers).value,
             "proxy": proxy.score(asked, answers).value,
-            "kl": exact_kl(policy, reference, batch, mesh).sum(1).double().cpu().numpy(),
+            "kl": found["kl"].sum(1).numpy(),
             **{f"kl_{k}": kl_estimate(new, old, kind=k).sum(1).numpy() for k in ("k1", "k3")},
             "length": np.array([float(len(a.ids)) for a in answers]),
             "ended": np.array([float(a.ended) for a in answers]),

@@ -138,13 +138,20 @@ def token_logprobs(hidden: Tensor, head: Head, targets: Tensor, *, temperature: 
 
 
 @torch.no_grad()
-def exact_kl(hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head, *, temperature: float = 1.0) -> Tensor:
-    """KL(policy || reference) over the whole vocabulary at each row, in nats: hidden [M, d], [M, d'] -> [M]."""
+def compare(
+    hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head, targets: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(policy || reference) over the whole vocabulary at each row, in nats, and both log-probs of `targets`.
+
+    hidden [M, d], [M, d'], targets [M] -> three times [M], float32.
+    """
     rows = max(1, CHUNK // head.weight.shape[0])
-    out = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    out = tuple(hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3))
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         logp = torch.log_softmax(head(hidden[part]) / temperature, -1)
         logq = torch.log_softmax(ref_head(ref_hidden[part]) / temperature, -1)
-        out[part] = torch.linalg.vecdot(logp.exp(), logp - logq)
-    return out
+        out[0][part] = torch.linalg.vecdot(logp.exp(), logp - logq)
+        for logprobs, log in zip(out[1:], (logp, logq), strict=True):
+            logprobs[part] = log.gather(-1, targets[part, None])[:, 0]
+    return out  # type: ignore[return-value]

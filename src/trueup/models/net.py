@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from trueup.models.forward import device_of, packs, states_at
 from trueup.models.linear import fast_linears
-from trueup.models.logprobs import Head, exact_kl, token_logprobs
+from trueup.models.logprobs import Head, compare, token_logprobs
 
 Kind = Literal["policy", "critic", "reward"]
 Precision = Literal["fp32", "bf16"]
@@ -107,16 +107,19 @@ class InBF16(nn.Module):
 
 
 @torch.no_grad()
-def exact_kl_per_token(policy: Net, reference: Net, batch: Batch) -> Tensor:
-    """KL(policy || reference) over the vocabulary at each counted token, in nats [B, L]; zero outside the mask."""
-    kl = exact_kl(
+def compare_per_token(policy: Net, reference: Net, batch: Batch) -> dict[str, Tensor]:
+    """At each counted token, in nats [B, L], zero outside the mask: `kl`, KL(policy || reference) over the vocabulary;
+    `logprobs` and `ref_logprobs`, the token's own under either."""
+    found = compare(
         policy._before(batch),
         Head.of(policy.model),
         reference._before(batch),
         Head.of(reference.model),
+        batch["ids"][batch["mask"]],
         temperature=policy.temperature,
     )
-    return _spread(kl, batch["mask"])
+    names = ("kl", "logprobs", "ref_logprobs")
+    return {name: _spread(value, batch["mask"]) for name, value in zip(names, found, strict=True)}
 
 
 def _shared(batch: Batch, lengths: Tensor) -> list[int] | None:
