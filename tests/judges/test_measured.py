@@ -12,7 +12,7 @@ from tests.shared import SHARED, needs_shared
 from trueup.agreement import cohen_kappa
 from trueup.data.prepare import Pair
 from trueup.judges import make_judge
-from trueup.judges.measured import compare, majority, measure
+from trueup.judges.measured import compare, line, majority, measure
 from trueup.judges.recorded import Judged, read_judged
 from trueup.phases.judge import JudgeConfig, run_phase
 from trueup.phases.reward import batch_of, pair_loss
@@ -83,6 +83,7 @@ def test_orders_tell_the_flips_and_the_liking_for_a_place():
     found = measure([both(0.9, 0.4), both(0.8, 0.6), Verdict(0.5, "j")], [judged(1), judged(1), judged(1)])
     assert found["in_both_orders"] == 2 and found["flip_rate"] == 0.5
     assert found["first_shown_wins"] == 0.75  # first, first (1 - .4), first, and second (1 - .6)
+    assert "swapping flips 50.0% of 2;" in line("j", found)
 
 
 def test_majorities():

@@ -152,7 +152,7 @@ def line(name: str, found: dict[str, Any]) -> str:
         f"accuracy {_p(found['accuracy'])} against the majority, kappa {_f(found['kappa'])}",
         f"where one person has {_p(one['person'])} the judge has {_p(one['judge'])}",
         f"the longer one is right on {_p(found['longer_right'])} and wins {_p(found['prefers_longer'])}",
-        f"swapping flips {_p(found['flip_rate'])}",
+        f"swapping flips {_p(found['flip_rate'])} of {found['in_both_orders']}",
         f"ECE {_f(found['ece'])}, scaled (T = {_f(found['temperature'])}) {_f(found['ece_scaled'])}",
     )
     return f"{name}: {'; '.join(parts)}"
