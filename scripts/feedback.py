@@ -6,10 +6,9 @@ For each seed one run: SFT; its answers compared by the simulated raters, and th
 the world's constitution under the base model; a reward model on the raters' comparisons (human), and one where the
 constitution's stand in place of theirs for these two categories (mixed); PPO against each at KL coefficient 0, with the
 over-optimization study's learning rate, and against the mixed one at the default coefficient; critique and revision of
-SFT's answers. Then the recipe `constitution`, whose PPO starts from the model that was fine-tuned on revisions, and
-that PPO once more at KL coefficient 0; and a second round: the constitution compares what came of PPO without a penalty
-with what PPO began from, in every category, the reward model learns from that, too, and both PPOs run again. All of
-them are measured by gold on the 560 held-out prompts.
+SFT's answers. Then the recipe `constitution`, whose PPO starts from the model that was fine-tuned on revisions and
+whose constitution judges help, too, beside people; and that PPO once more at KL coefficient 0. All of them are measured
+by gold on the 560 held-out prompts.
 
 From the root of the repository. Every stage is kept in RUNS, goes on where it was stopped and is not done twice;
 `--table` says what there is. A seed takes about an hour of one core.
@@ -87,16 +86,8 @@ def figures(seed: int, runs: Path) -> dict[str, float]:
                 f"recipe: gold, greedy, {name}": found[name]["greedy"]["gold"],
             }
             out |= {f"recipe: harmful, {name}": one["gold_by_category"]["harmful"], f"recipe: KL, {name}": one["kl"]}
+        out["recipe: labels of the constitution that are right"] = recipe["feedback"]["label_accuracy"]
         out["recipe: ppo - sft, the worst category"] = worst(found["sft"]["sampled"], found["ppo"]["sampled"])
-    if "evaluate-again" in recipe:
-        found = {name: modes["sampled"] for name, modes in recipe["evaluate-again"]["models"].items()}
-        out["second round: labels that are right"] = recipe["again"]["label_accuracy"]
-        out["second round: gold"] = found["ppo-again"]["gold"]
-        out["second round: harmful"] = found["ppo-again"]["gold_by_category"]["harmful"]
-        out["second round: ppo - sft, the worst category"] = worst(found["sft"], found["ppo-again"])
-        out["second round: gold, KL coefficient 0"] = found["ppo-again-0"]["gold"]
-        if "gold, human-0" in out:
-            out["second round at KL coefficient 0 - human-0"] = found["ppo-again-0"]["gold"] - out["gold, human-0"]
     if "evaluate-0" in recipe:
         out["recipe: gold, KL coefficient 0"] = recipe["evaluate-0"]["models"]["ppo-0"]["sampled"]["gold"]
         if "gold, human-0" in out:
@@ -127,9 +118,6 @@ BARS = {
     "recipe: harmful, ppo": 0.85,
     "recipe: ppo - sft, the worst category": -0.10,
     "recipe at KL coefficient 0 - human-0": 0.10,
-    "second round: harmful": 0.85,
-    "second round: ppo - sft, the worst category": -0.10,
-    "second round at KL coefficient 0 - human-0": 0.10,
 }
 
 
@@ -150,25 +138,12 @@ def recipe_of(seed: int) -> Recipe:
 
 
 def whole(seed: int) -> Recipe:
-    """The recipe `constitution`, its PPO without a penalty, and the second round."""
+    """The recipe `constitution`, and its PPO without a penalty."""
     own = load_recipe("constitution", [f"seed={seed}"]).stages
-    held = {**own["evaluate"], "phase": "evaluate"}
-    pairs = {"model": "@ppo-0/final", "against": "@revised/final", "against_share": 1.0}
-    prompts = {"prompts": "@world/prompts-preference.jsonl", "limit": 3000}
-    again = {"phase": "ppo", **own["ppo"], "scorer": "@reward-again/final"}
-    models = {"sft": "@sft/final", "ppo-again": "@ppo-again/final", "ppo-again-0": "@ppo-again-0/final"}
+    models = {"sft": "@sft/final", "ppo-0": "@ppo-0/final"}
     more = {
         "ppo-0": {**own["ppo"], **FREE},
-        "evaluate-0": {**held, "models": {"sft": "@sft/final", "ppo-0": "@ppo-0/final"}},
-        "again": {"phase": "ai-feedback", **own["feedback"], **pairs, **prompts},
-        "reward-again": {
-            "phase": "reward",
-            **own["reward"],
-            "data": [*own["reward"]["data"], "@again/comparisons.jsonl"],
-        },
-        "ppo-again": again,
-        "ppo-again-0": {**again, **FREE},
-        "evaluate-again": {**held, "models": models, "proxy": "@reward-again/final"},
+        "evaluate-0": {**own["evaluate"], "phase": "evaluate", "models": models},
     }
     return load_recipe({"name": f"constitution-{seed}", "seed": seed, "stages": {**own, **more}}, [])
 
