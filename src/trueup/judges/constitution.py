@@ -52,7 +52,7 @@ class Principle(Config):
     """One principle: what is asked about a pair, or a text in which the better reply is the more likely one."""
 
     name: str = Field(min_length=1)
-    question: Texts = Field((), validate_default=False)
+    question: Texts = ()
     likely: str = ""
     """A text that holds `{reply}` once, after `{conversation}` or `{prompt}`, the last message alone. Two replies are
     as good as each is likely there, with what follows it (Fu et al. 2023, GPTScore)."""
