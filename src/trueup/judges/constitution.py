@@ -204,16 +204,15 @@ def read_constitution(source: str) -> Constitution:
     names = [p.name for p in found.principles]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: two principles are named '{twice}'")
-    asked = {p.name for p in found.principles if p.question}
-    if odd := next(
-        (one.principle for one in found.examples if one.principle in names and one.principle not in asked), None
-    ):
-        raise UserError(f"{path}: an example is of principle '{odd}', which asks no question")
+    by_name = {p.name: p for p in found.principles}
     examples: tuple[Example | Revised, ...] = (*found.examples, *found.revisions)
     for one in examples:
-        if one.principle not in names:
+        if one.principle not in by_name:
             raise UserError(f"{path}: an example is of principle '{one.principle}'; principles: {', '.join(names)}")
+    for example in found.examples:
+        if not by_name[example.principle].question:
+            raise UserError(f"{path}: an example is of principle '{example.principle}', which asks no question")
     for shown in found.revisions:
-        if not next(p for p in found.principles if p.name == shown.principle).critique:
+        if not by_name[shown.principle].critique:
             raise UserError(f"{path}: a revision is shown under '{shown.principle}', which has no critique request")
     return found

@@ -103,9 +103,8 @@ class LocalModel:
     def _with_reply(self, question: Question, reply: str) -> list[int]:
         """A reply in its place; as an assistant's, with its end token, where questions are a user's."""
         if self.config.chat:
-            asked = self.talk.prompt_ids([{"role": "user", "content": question.text}])
-            return [*asked, *self.talk.reply_ids(reply)]
-        return list(self.talk.tokenizer(question.text + reply + question.verdict)["input_ids"])
+            return [*self._ids(question.text, ""), *self.talk.reply_ids(reply)]
+        return self._ids(question.text, reply + question.verdict)
 
     def _odds(self, pairs: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
         """log P(A) - log P(B), [N]."""
