@@ -25,9 +25,10 @@ class RewardModel:
         self.net: Net = load_reward(folder, models or Whole(folder, mesh.device))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        asked = {id(p): p for p in prompts}  # one with many answers is written out once
+        opening = {key: self.chat.prompt_ids(p.messages) for key, p in asked.items()}
         rows = [
-            self.chat.prompt_ids(p.messages) + self.chat.reply_ids(c.text, c.ended)
-            for p, c in zip(prompts, completions, strict=True)
+            opening[id(p)] + self.chat.reply_ids(c.text, c.ended) for p, c in zip(prompts, completions, strict=True)
         ]
         ids, lengths = rectangle(rows, self.chat.pad_id)
         scores = forward(self.net, {"ids": ids, "lengths": lengths}, self.mesh)["scores"]
