@@ -183,6 +183,9 @@ def test_parts_add_up_and_a_shared_base_is_held_once(tmp_path, monkeypatch):
     names = {"policy", "reference", "critic", "reward model"}
     assert {k.partition(": ")[2] for k in update if k.startswith("weights")} == names
     assert len({update[f"weights: {n}"] for n in ("policy", "reference")}) == 1
+    judge = "ppo.watch.judge={constitution: default, model: base}"
+    watched = planning.plan(load_recipe(data, [judge]), tmp_path / "runs", rate=1e12)[2].estimate.moments["the update"]
+    assert watched.pop("weights: judge") == update["weights: policy"] and watched == update
     keys = ["reward.lora.r=2", "ppo.lora.r=2"]
     lora = planning.plan(load_recipe(data, keys), tmp_path / "runs", rate=1e12)[2].estimate.moments["the update"]
     one = update["weights: reference"]

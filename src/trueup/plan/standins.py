@@ -114,11 +114,18 @@ class Folders:
         for key in ("scorer", "audit", "gold", "proxy", "judge"):
             if data.get(key):
                 data[key] = self._scorer(data[key])
-        for key in ("judge", "heldout") if data.get("watch") else ():
-            data["watch"][key] = self._scorer(data["watch"][key]) if data["watch"][key] else None
+        if watch := data.get("watch"):
+            for key in ("judge", "heldout"):
+                watch[key] = self._judge(watch[key]) if watch[key] else None
         if stage.phase == "ppo":
             data["scorer"] = data["scorer"] or "trueup.plan.standins:nothing"
         return parse(type(stage.config), data, f"stage '{stage.name}'")
+
+    def _judge(self, spec: Any) -> Any:
+        """As `_scorer`; a constitution's model on this machine takes memory too, a server's does not."""
+        if isinstance(spec, Mapping) and "constitution" in spec and "endpoint" not in spec:
+            return {**spec, "model": self.of(spec.get("model", ""))}
+        return self._scorer(spec)
 
     def _scorer(self, spec: Any) -> Any:
         if isinstance(spec, Mapping) and ("use" in spec or "constitution" in spec):

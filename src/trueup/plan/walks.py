@@ -375,7 +375,8 @@ def _walk_ppo(walk: Walk, footprint: Footprint) -> None:
     watcher = players.watcher
     audits = {"audit": players.audit}
     if watcher:
-        audits |= {"held-out reward model": watcher.heldout, "judge": getattr(watcher.judge, "scorer", None)}
+        judge = getattr(watcher.judge, "scorer", None) or getattr(watcher.judge, "answerer", None)
+        audits |= {"held-out reward model": watcher.heldout, "judge": judge}
     for name, scorer in {"reward model": players.scorer, **audits}.items():
         for i, one in enumerate(_nets(scorer)):
             named[name if not i else f"{name} {i + 1}"] = one.model
