@@ -6,9 +6,10 @@ For each seed one run: SFT; its answers compared by the simulated raters, and th
 the world's constitution under the base model; a reward model on the raters' comparisons (human), and one where the
 constitution's stand in place of theirs for these two categories (mixed); PPO against each at KL coefficient 0, with the
 over-optimization study's learning rate, and against the mixed one at the default coefficient; critique and revision of
-SFT's answers. Then the recipe `constitution`, whose PPO starts from the model that was fine-tuned on revisions and
-whose constitution judges help, too, beside people; and that PPO once more at KL coefficient 0. All of them are measured
-by gold on the 560 held-out prompts.
+SFT's answers. Then the recipe `constitution`, whose PPO starts from the model that was fine-tuned on revisions, and
+whose constitution judges help, too, beside people, and watches PPO; and that PPO once more at KL coefficient 0, as the
+recipe has it and unwatched. Beside it PPO against people's reward model at KL coefficient 0, watched by other simulated
+raters. All of them are measured by gold on the 560 held-out prompts.
 
 From the root of the repository. Every stage is kept in RUNS, goes on where it was stopped and is not done twice;
 `--table` says what there is. A seed takes about an hour of one core.
@@ -45,11 +46,17 @@ def stages(seed: int) -> dict[str, dict[str, Any]]:
     out["mixed"] = {"phase": "reward", "model": "@sft/final", "data": mixed}
     ppo = {"phase": "ppo", **common, "prompts": "@world/prompts-ppo.jsonl"}
     out["human-0"] = {**ppo, **FREE, "scorer": "@human/final"}
+    out["human-0-watched"] = {**out["human-0"], "watch": {"judge": "@world:auditors", "act": "back"}}
     out["mixed-0"] = {**ppo, **FREE, "scorer": "@mixed/final"}
     out["mixed-kl"] = {**ppo, "scorer": "@mixed/final"}
     models = {"sft": "@sft/final", **{name: f"@{name}/final" for name in ("human-0", "mixed-0", "mixed-kl")}}
     held = {"prompts": "@world/prompts-heldout.jsonl", "gold": "@world:gold"}
     out["evaluate"] = {"models": models, **held, "proxy": "@mixed/final"}
+    out["evaluate-watched"] = {
+        "phase": "evaluate",
+        "models": {"sft": "@sft/final", "human-0-watched": "@human-0-watched/final"},
+        **held,
+    }
     return out
 
 
@@ -78,20 +85,25 @@ def figures(seed: int, runs: Path) -> dict[str, float]:
         out["mixed-kl - sft, the worst category"] = worst(models["sft"], models["mixed-kl"])
     recipe = read(whole(seed), runs)
     if "evaluate" in recipe:
-        found = recipe["evaluate"]["models"]
+        models = recipe["evaluate"]["models"]
         for name in ("revised", "ppo"):
-            one = found[name]["sampled"]
+            one = models[name]["sampled"]
             out |= {
                 f"recipe: gold, {name}": one["gold"],
-                f"recipe: gold, greedy, {name}": found[name]["greedy"]["gold"],
+                f"recipe: gold, greedy, {name}": models[name]["greedy"]["gold"],
             }
             out |= {f"recipe: harmful, {name}": one["gold_by_category"]["harmful"], f"recipe: KL, {name}": one["kl"]}
         out["recipe: labels of the constitution that are right"] = recipe["feedback"]["label_accuracy"]
-        out["recipe: ppo - sft, the worst category"] = worst(found["sft"]["sampled"], found["ppo"]["sampled"])
-    if "evaluate-0" in recipe:
-        out["recipe: gold, KL coefficient 0"] = recipe["evaluate-0"]["models"]["ppo-0"]["sampled"]["gold"]
-        if "gold, human-0" in out:
-            out["recipe at KL coefficient 0 - human-0"] = out["recipe: gold, KL coefficient 0"] - out["gold, human-0"]
+        out["recipe: ppo - sft, the worst category"] = worst(models["sft"]["sampled"], models["ppo"]["sampled"])
+    people = out.get("gold, human-0", float("nan"))
+    for stage, name in (("evaluate-watched", "ppo-0-watched"), ("evaluate-0", "ppo-0")):
+        if stage in recipe:
+            gold = recipe[stage]["models"][name]["sampled"]["gold"]
+            out |= {f"recipe: gold, {name}": gold, f"recipe: {name} - human-0": gold - people}
+    if "evaluate-watched" in found:
+        gold = found["evaluate-watched"]["models"]["human-0-watched"]["sampled"]["gold"]
+        both = "recipe: ppo-0-watched - human-0-watched"
+        out |= {"gold, human-0-watched": gold, both: out.get("recipe: gold, ppo-0-watched", float("nan")) - gold}
     return out
 
 
@@ -117,7 +129,9 @@ BARS = {
     "mixed-kl - sft, the worst category": -0.10,
     "recipe: harmful, ppo": 0.85,
     "recipe: ppo - sft, the worst category": -0.10,
-    "recipe at KL coefficient 0 - human-0": 0.10,
+    "recipe: ppo-0-watched - human-0": 0.10,
+    "recipe: ppo-0-watched - human-0-watched": 0.10,
+    "recipe: ppo-0 - human-0": 0.10,
 }
 
 
@@ -138,12 +152,17 @@ def recipe_of(seed: int) -> Recipe:
 
 
 def whole(seed: int) -> Recipe:
-    """The recipe `constitution`, and its PPO without a penalty."""
+    """The recipe `constitution`, and its PPO without a penalty, unwatched and as it is."""
     own = load_recipe("constitution", [f"seed={seed}"]).stages
+    watched = {**own["ppo"], **FREE}
+    bare = {key: value for key, value in watched.items() if key != "watch"}
     models = {"sft": "@sft/final", "ppo-0": "@ppo-0/final"}
+    evaluate = {**own["evaluate"], "phase": "evaluate"}
     more = {
-        "ppo-0": {**own["ppo"], **FREE},
-        "evaluate-0": {**own["evaluate"], "phase": "evaluate", "models": models},
+        "ppo-0": bare,
+        "evaluate-0": {**evaluate, "models": models},
+        "ppo-0-watched": watched,
+        "evaluate-watched": {**evaluate, "models": {"sft": "@sft/final", "ppo-0-watched": "@ppo-0-watched/final"}},
     }
     return load_recipe({"name": f"constitution-{seed}", "seed": seed, "stages": {**own, **more}}, [])
 

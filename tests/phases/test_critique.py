@@ -241,6 +241,8 @@ def test_the_recipe_makes_an_aligned_model_from_a_constitution(tmp_path):
     kept = Store(tmp_path / "constitution/preferences.sqlite").preferences()
     assert {j.comparison.prompt.category for j in kept if j.kind == "simulated"} == by_people
     assert {j.comparison.prompt.category for j in kept if j.kind == "ai"} == by_ai
+    watch = results(stages["ppo"])["watch"]
+    assert watch["act"] == "back" and watch["asked"] > 0
     harmful = [m["sampled"]["gold_by_category"]["harmful"] for m in results(stages["evaluate"])["models"].values()]
     assert harmful[2] > harmful[1]  # revised, sft
     page = write_report(tmp_path / "constitution").read_text(encoding="utf-8")
