@@ -229,6 +229,7 @@ def test_ai_feedback_may_set_a_models_answers_against_anothers(toy, keys):
 def test_the_recipe_makes_an_aligned_model_from_a_constitution(tmp_path):
     """Cut small. No person's label is of a harmful or unknown prompt; the constitution's are of all."""
     small = ["world.demonstrations=1200", "world.prompts=500", "critique.limit=100", "ppo.steps=4", "evaluate.limit=60"]
+    small += ["ppo.watch.every=2"]
     stages = {s.name: s for s in run_recipe(load_recipe("constitution", [*small, "device=cpu"]), tmp_path)}
     first, mended = (part["by_category"]["harmful"] for part in results(stages["critique"])["audit"])
     assert mended > first + 0.2
