@@ -181,9 +181,10 @@ def judge(
     file = given.pop(0) if given and "=" not in given[0] else None
     phase, keys = ("judged", [f"data={file}", *given]) if file else ("judge", given)
     if dry:
-        from trueup.evaluate.judged import estimate
+        from trueup.evaluate import judged
+        from trueup.phases import judge as labelling
 
-        print(estimate(phase, keys))
+        print((judged if file else labelling).estimate(keys))
         return
     _stage(phase, keys, name, runs)
 

@@ -26,14 +26,16 @@ class SimulateConfig(Config):
 def answer(
     links: Sequence[str], config: SimulateConfig, password: str = "", say: Callable[[str], object] = print
 ) -> dict[str, int]:
-    """Each link's rater answers in turn until none has anything left to do. Answers that were kept, by link.
+    """Each link's rater answers in turn until none has anything left to do. Answers that were kept, by link. Where its
+    judge abstains it leaves the comparison to others, as a person would, or presses tie where the answer is known and
+    nobody may leave it.
 
     Raises UserError for a rater whom the server takes for a human: what a program says must say so for ever."""
     from trueup.engine.mesh import Mesh
 
     judges = [make_judge(config.judge, Mesh(), seed=config.seed + k) for k in range(len(links))]
     raters = [Rater(link, config.name, password) for link in links]
-    kept = dict.fromkeys(links, 0)
+    kept, left = dict.fromkeys(links, 0), dict.fromkeys(links, 0)
     busy = list(range(len(links)))
     while busy and not (config.most and sum(kept.values()) >= config.most):
         k = busy.pop(0)
@@ -44,13 +46,19 @@ def answer(
                 "STORE simulated=true, or trueup store account STORE NAME --simulated"
             )
         if not page.action:
-            say(f"rater {k + 1}: {kept[links[k]]} answers; {page.heading}")
+            skipped = f", {left[links[k]]} left to others" if left[links[k]] else ""
+            say(f"rater {k + 1}: {kept[links[k]]} answers{skipped}; {page.heading}")
             raters[k].client.close()
             continue
         [verdict] = verdicts_of(judges[k], [page.comparison])
-        said = raters[k].send(page, grade_of(verdict.p))
+        skips = verdict.p is None and page.can_skip
+        said = (
+            raters[k].skip(page, verdict.note or "no verdict")
+            if skips
+            else raters[k].send(page, grade_of(0.5 if verdict.p is None else verdict.p))
+        )
         if said.status_code != 200:
             raise UserError(f"{raters[k].at}: {said.status_code}: {said.text[:200]}")
-        kept[links[k]] += 1
+        (left if skips else kept)[links[k]] += 1
         busy.append(k)
     return kept

@@ -1,6 +1,7 @@
 """A server of OpenAI's chat protocol on loopback, with a real model behind it; it can be told to fail.
 
-Started in a thread of the test's process. `faults` is a list that each request takes one from: a status, or "drop".
+Started in a thread of the test's process. `faults` is a list that each request takes one from: a status, one with its
+Retry-After, or "junk".
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Server:
             if fault == "junk":
                 return Response("<html>", media_type="text/html")
             if fault:
-                return Response('{"error": "told to"}', status_code=fault, headers={"Retry-After": "0.01"})
+                status, after = fault if isinstance(fault, tuple) else (fault, "0.01")
+                return Response('{"error": "told to"}', status_code=status, headers={"Retry-After": after})
             with self.lock:
                 return self._answer(body)
         finally:

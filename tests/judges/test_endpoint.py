@@ -9,15 +9,18 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.judges.server import Server
-from trueup.judges import make_answerer, make_judge
-from trueup.judges.endpoint import last_letter, only_letter, read
+from trueup.judges import endpoint, make_answerer, make_judge
+from trueup.judges.endpoint import Ledger, last_letter, only_letter, read
 from trueup.recipe import load_recipe, resolve
 from trueup.records import Comparison, Completion, Prompt, UserError, write_jsonl
 from trueup.world import base_path
@@ -110,6 +113,8 @@ def test_a_server_that_refuses_is_not(server, judge):
         judge(parallel=1).judge(PAIRS[:1])
     with pytest.raises(UserError, match="2 tries failed"):
         judge(endpoint="http://127.0.0.1:9/v1", tries=2).judge(PAIRS[:1])
+    with pytest.raises(UserError, match="judge localhost:8000/v1: expected an address such as http://"):
+        judge(endpoint="localhost:8000/v1")
 
 
 def test_no_more_requests_at_once_than_said(server, judge):
@@ -148,6 +153,29 @@ def test_the_budget_is_never_passed(server, judge, tmp_path):
     assert len(server.bodies) - sent == 12 and all(v.p is not None for v in verdicts)  # none was paid twice
     with pytest.raises(UserError, match="a budget needs price_in and price_out"):
         judge(budget=1.0)
+
+
+def test_two_programs_share_one_budget(tmp_path, monkeypatch):
+    slow = Ledger.spent
+    monkeypatch.setattr(Ledger, "spent", lambda self: (slow(self), time.sleep(0.2))[0])
+    ledgers = [Ledger(str(tmp_path / "cache.sqlite")) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        booked = list(pool.map(lambda ledger: ledger.book("key", 0.6, 1.0), ledgers))
+    assert sorted(n is None for n in booked) == [False, True] and spent(tmp_path / "cache.sqlite") == 0.6
+
+
+def test_pauses_double_or_are_what_the_server_says(server, judge, monkeypatch):
+    waits = []
+
+    class Told(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+
+    monkeypatch.setattr(endpoint, "threading", SimpleNamespace(Event=Told, Lock=threading.Lock))
+    monkeypatch.setattr(endpoint, "random", SimpleNamespace(random=lambda: 0.5))
+    server.faults = [503, 503, (429, "1.5"), 503]
+    judge(parallel=1, orders=1, pause=0.25).judge(PAIRS[:1])
+    assert waits == [0.25, 0.5, 1.5, 2.0]
 
 
 def test_a_failure_that_may_have_been_charged_stays_booked(server, judge, tmp_path):

@@ -14,12 +14,11 @@ from typing import Any
 
 from pydantic import Field
 
-from trueup.config import Config, Seed, display, override
+from trueup.config import Config, Seed, display, override, parse
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
-from trueup.judges.asking import Asking
-from trueup.judges.endpoint import Server
 from trueup.judges.measured import biases, compare, line, measure, refusal
+from trueup.judges.priced import priced
 from trueup.judges.recorded import Judged, read_judged
 from trueup.records import Judge, UserError, Verdict, write_jsonl
 from trueup.run import Run
@@ -117,17 +116,8 @@ def about(verdict: Verdict) -> dict[str, Any]:
     return {"rater": verdict.rater, "note": verdict.note, "cost": verdict.cost, "readings": readings}
 
 
-def estimate(phase: str, assignments: list[str]) -> str:
-    """What the stage's judge would be asked, and what it would cost at most. Asks nothing."""
-    keys = override({}, assignments)
-    path, spec = str(keys.get("data" if phase == "judged" else "completions", "")), keys.get("judge")
-    if not path or not isinstance(spec, dict) or not {"constitution", "endpoint"} <= set(spec):
-        raise UserError("a dry run needs a file, and a judge with the keys constitution and endpoint: another is free")
-    judge = make_judge(spec, Mesh(), seed=int(keys.get("seed", 0)))
-    judged = read_judged(path)[0][: int(keys.get("limit", 0)) or None]
-    assert isinstance(judge, Asking) and isinstance(judge.answerer, Server)
-    found = judge.answerer.estimate([q for j in judged for q in judge.questions(j.comparison)])
-    return (
-        f"{len(judged)} pairs: {found.requests} requests to send, {found.cached} answered before; at most "
-        f"{found.cost:.6g} at the prices given; {found.spent:.6g} booked before"
-    )
+def estimate(assignments: list[str]) -> str:
+    """What the judges would be asked, and what it would cost at most. Asks nothing."""
+    config = parse(JudgedConfig, override({}, assignments), "trueup judge FILE")
+    pairs = [j.comparison for j in read_judged(config.data)[0][: config.limit or None]]
+    return priced(len(pairs), [(one, config.seed, pairs) for one in (config.judge, config.against) if one])

@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import Field
@@ -83,13 +84,13 @@ class Estimate:
 
 
 class Ledger:
-    """Answers and money, in one SQLite file; one process at a time, any number of its threads."""
+    """Answers and money, in one SQLite file, for any number of processes and threads."""
 
     def __init__(self, path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.lock = threading.Lock()
         try:
-            self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self.db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, reply TEXT, cost REAL)")
             self.db.execute("CREATE TABLE IF NOT EXISTS booked (id INTEGER PRIMARY KEY, key TEXT, cost REAL)")
@@ -106,7 +107,8 @@ class Ledger:
 
     def book(self, key: str, most: float, budget: float | None) -> int | None:
         """The number of the booking; None where it would pass the budget."""
-        with self.lock:
+        with self.lock, self.db:
+            self.db.execute("BEGIN IMMEDIATE")  # nobody books between the sum and the row
             if budget is not None and self.spent() + most > budget:
                 return None
             return self.db.execute("INSERT INTO booked (key, cost) VALUES (?, ?)", (key, most)).lastrowid
@@ -131,6 +133,9 @@ class Server:
     """See the head of the file. With several processes the main one alone asks."""
 
     def __init__(self, config: Endpoint, mesh: Mesh, *, thought: bool = False, seed: int = 0) -> None:
+        where = urlsplit(config.endpoint)
+        if where.scheme not in ("http", "https") or not where.netloc:
+            raise UserError(f"judge {config.endpoint}: expected an address such as http://localhost:8000/v1")
         if config.budget is not None and not (config.price_in or config.price_out):
             raise UserError(f"judge {config.endpoint}: a budget needs price_in and price_out, per million tokens")
         self.config, self.mesh, self.thought, self.seed = config, mesh, thought, seed
@@ -307,7 +312,7 @@ def read(reply: dict[str, Any], cost: float, *, thought: bool, verdict: str) -> 
     places = [t for t in tokens if _bare(t.get("token", "")) == letter]
     if places:
         place = places[-1 if thought else 0]
-        found = {t["token"]: t["logprob"] for t in [*place.get("top_logprobs", ()), place]}
+        found = {t["token"]: t["logprob"] for t in [*(place.get("top_logprobs") or ()), place]}
         mass = {side: sum(math.exp(lp) for t, lp in found.items() if _bare(t) == side) for side in "AB"}
         if total := mass["A"] + mass["B"]:
             return Answer(mass["A"] / total, text, cost)

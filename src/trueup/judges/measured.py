@@ -39,10 +39,11 @@ def majority(votes: Sequence[float]) -> int | None:
 def measure(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, Any]:
     """See the head of the file. Figures without a pair to rest on are None, as is `accepted` without several people."""
     said = [(v.p, j) for v, j in zip(verdicts, judged, strict=True) if v.p is not None]
+    held = [(v.p, j) for v, j in zip(verdicts, judged, strict=True) if v.p is not None or not v.readable]
     known = [(side(p), p, m, j) for p, j in said if (m := majority(j.votes)) is not None]
     split = [len(set(map(side, j.votes))) > 1 for *_, j in known]
     right = [s == m for s, _, m, _ in known]
-    one = one_person(said)
+    one = one_person(held)
     return {
         "pairs": len(judged),
         "abstained": sum(v.p is None and v.readable for v in verdicts),
@@ -93,14 +94,14 @@ def biases(verdicts: Sequence[Verdict], judged: Sequence[Judged]) -> dict[str, A
     }
 
 
-def one_person(said: Sequence[tuple[float, Judged]]) -> dict[str, Any]:
+def one_person(said: Sequence[tuple[float | None, Judged]]) -> dict[str, Any]:
     """Each person, and the judge, against the majority of the other people: shares right, over the same majorities. A
     majority counts once for each person who is held against it: a pair on which two of three agree has one, and there
-    the third is wrong by definition."""
+    the third is wrong by definition. A verdict that cannot be read (None) is not right."""
     rows = []
     for p, j in said:
         others = [(vote, majority([*j.votes[:i], *j.votes[i + 1 :]])) for i, vote in enumerate(j.votes)]
-        known = [(side(vote) == m, side(p) == m) for vote, m in others if m is not None]
+        known = [(side(vote) == m, p is not None and side(p) == m) for vote, m in others if m is not None]
         if known:
             rows.append((len(known), sum(k[0] for k in known), sum(k[1] for k in known)))
     if not rows:
@@ -117,7 +118,8 @@ def one_person(said: Sequence[tuple[float, Judged]]) -> dict[str, Any]:
 
 
 def calibration(said: Sequence[tuple[float, Judged]]) -> dict[str, Any]:
-    """ECE before and after scaling, and the temperature fitted on all. On pairs that somebody judged."""
+    """ECE before and after scaling, and the temperature fitted on all. On pairs that somebody judged. What N pairs say
+    is sure to (N + 1) / (N + 2): three right ones make no judge certain (Platt 1999, section 2.2)."""
     rows = [(p, float(np.mean(j.votes))) for p, j in said if j.votes]
     if len(rows) < 2:
         return {"ece": None, "ece_scaled": None, "temperature": None}
@@ -125,12 +127,17 @@ def calibration(said: Sequence[tuple[float, Judged]]) -> dict[str, Any]:
     scaled = np.empty_like(p)
     for half in (slice(0, None, 2), slice(1, None, 2)):
         other = slice(1 - half.start, None, 2)
-        scaled[half] = at_temperature(p[half].tolist(), fit_temperature(p[other].tolist(), share[other].tolist()))
+        scaled[half] = at_temperature(p[half].tolist(), _fitted(p[other], share[other]))
     return {
         "ece": _ece(p, share),
         "ece_scaled": _ece(scaled, share),
-        "temperature": fit_temperature(p.tolist(), share.tolist()),
+        "temperature": _fitted(p, share),
     }
+
+
+def _fitted(p: np.ndarray, share: np.ndarray) -> float:
+    n = len(p)
+    return fit_temperature(p.tolist(), ((n * share + 1) / (n + 2)).tolist())
 
 
 def compare(a: Sequence[Verdict], b: Sequence[Verdict]) -> dict[str, Any]:

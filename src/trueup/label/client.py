@@ -28,6 +28,7 @@ class Page:
     action: str = ""
     csrf: str = ""
     simulated: bool = False
+    can_skip: bool = False
     messages: list[tuple[str, str]] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
@@ -52,6 +53,8 @@ class _Reader(HTMLParser):
             page.action = found["action"]
         elif tag == "input" and found.get("name") == "csrf":
             page.csrf = found["value"]
+        elif tag == "select" and found.get("name") == "reason":
+            page.can_skip = True
         elif tag == "h1":
             self.inside = "heading"
         elif tag == "span" and found.get("class") == "badge":
@@ -125,10 +128,13 @@ class Rater:
         """Posts the page's form; `grade` in [-3, 3], above 0 where the left one is better."""
         return self._answered("POST", page.action, data={"csrf": page.csrf, "grade": str(grade), "do": "keep", **more})
 
+    def skip(self, page: Page, reason: str) -> httpx.Response:
+        """Leaves the comparison to another rater."""
+        return self._answered("POST", page.action, data={"csrf": page.csrf, "do": "skip", "reason": reason})
 
-def grade_of(p: float | None) -> int:
-    """What a person would press who holds the left one for better with probability p: the surer, the stronger. Nobody
-    who is asked for a preference leaves it at that, so that a judge's abstention is a tie."""
-    if p is None or p == 0.5:
+
+def grade_of(p: float) -> int:
+    """What a person would press who holds the left one for better with probability p: the surer, the stronger."""
+    if p == 0.5:
         return 0
     return (1 if p > 0.5 else -1) * max(1, round(GRADES * abs(2 * p - 1)))

@@ -12,6 +12,7 @@ verdicts are appended to a preference store too. Not in it: where the judge's op
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from trueup.config import Config, Seed, display
+from trueup.config import Config, Seed, display, override, parse
 from trueup.data.completions import pairs_of
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, pair_scores
 from trueup.judges.asked import PEOPLE, TO_LABEL, as_judged, ask, on_page, people_say, scaled, write_labels
 from trueup.judges.measured import line, measure, refusal
+from trueup.judges.priced import priced
 from trueup.judges.recorded import read_judged
 from trueup.records import Comparison, Judge, UserError, Verdict
 from trueup.run import Run
@@ -64,12 +66,7 @@ class JudgeConfig(Config):
 
 
 def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
-    rng = np.random.default_rng(config.seed)
-    comparisons, dropped = pairs_of(config.completions, config.limit, rng)
-    if not comparisons:
-        raise UserError(f"{config.completions}: no prompt has two different completions")
-    again = [c for c in comparisons if rng.random() < config.overlap]
-    second = [Comparison(c.prompt, c.completions[::-1]) for c in again]
+    comparisons, second, dropped = drawn(config)
     measured: dict[str, Any] = {}
     on_page = config.judge == PEOPLE and config.store is not None and not (run.folder / TO_LABEL).exists()
     if config.judge == PEOPLE:
@@ -117,6 +114,25 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         margins = np.array([r["gold_margin"] for r in rows])
         results["label_accuracy"] = float(np.mean(margins[margins != 0] > 0))
     return results
+
+
+def drawn(config: JudgeConfig) -> tuple[list[Comparison], list[Comparison], Counter[str]]:
+    """The pairs; those that are asked about twice, the other way round; what was left out, with the reason."""
+    rng = np.random.default_rng(config.seed)
+    comparisons, dropped = pairs_of(config.completions, config.limit, rng)
+    if not comparisons:
+        raise UserError(f"{config.completions}: no prompt has two different completions")
+    again = [c for c in comparisons if rng.random() < config.overlap]
+    return comparisons, [Comparison(c.prompt, c.completions[::-1]) for c in again], dropped
+
+
+def estimate(assignments: list[str]) -> str:
+    """What the judge would be asked, and what it would cost at most. Asks nothing."""
+    config = parse(JudgeConfig, override({}, assignments), "trueup judge")
+    pairs, second, _ = drawn(config)
+    people = [j.comparison for j in read_judged(config.humans)[0]] if config.humans else []
+    asked = [(config.judge, config.seed, [*people, *pairs]), (config.judge, config.seed + 1, second)]
+    return priced(len(pairs), asked)
 
 
 def qualify(config: JudgeConfig, judge: Judge, run: Run) -> dict[str, Any]:

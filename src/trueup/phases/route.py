@@ -52,6 +52,7 @@ from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 from trueup.store import Asked, Kind, as_row
 
+FILES = (".jsonl", ".json", ".jsonl.gz")
 WHAT = "sends the hard comparisons to people and leaves the rest to the judge: people's time is what is scarce"
 VERSION = 1
 
@@ -79,7 +80,8 @@ class RouteConfig(Config):
     audit: float = Field(0.1, gt=0, le=1)
     """Share of the pairs that people label at random, drawn before anything is known of them."""
     overlap: float = Field(0.1, ge=0, le=1)
-    """Share of the audit that two people label: how often people differ is how often the judge may."""
+    """Share of the audit that two people label: how often people differ is how often the judge may. Of a file of
+    verdicts nobody is asked twice."""
     person_error: float = Field(0.2, ge=0, le=0.5)
     """How often one person is wrong, as far as nothing is known: it counts as 10 pairs that two people labelled."""
     sensitive: tuple[str, ...] = named(())
@@ -201,7 +203,8 @@ def draw(config: RouteConfig, comparisons: Sequence[Comparison], budget: int) ->
     audit, rest = order[: round(config.audit * len(order))], order[round(config.audit * len(order)) :]
     if not audit:
         raise UserError(f"audit={config.audit:g} of {len(order)} pairs is none: what the judge is worth stays unknown")
-    twice = audit[: round(config.overlap * len(audit))]
+    second = not isinstance(config.people, str) or not config.people.endswith(FILES)  # a file says the same again
+    twice = audit[: round(config.overlap * len(audit))] if second else []
     left = budget - len(audit) - len(twice)
     if left < 0:
         raise UserError(
@@ -324,7 +327,7 @@ def write(
     rows, verdicts = [], []
     for pair, value in zip(pairs, values, strict=True):
         machine = pair.machine
-        if machine.p is not None:
+        if machine.p is not None and pair.comparison.prompt.category not in config.sensitive:
             verdicts.append(as_judged(pair.comparison, machine, value, "ai", origin))
         for vote in pair.votes:
             if vote.p is not None and not vote.stored:
