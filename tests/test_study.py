@@ -15,6 +15,7 @@ import torch
 from tests.commands import Command
 from tests.report.test_browser import Visit, browser  # noqa: F401
 from tests.toy import run
+from trueup.recipe import load_recipe
 from trueup.records import UserError
 from trueup.study import compose, load_study, name_of, read_measured
 
@@ -267,6 +268,15 @@ def test_only_what_is_needed_is_composed():
     assert stages[0] == "reward" and "unused" not in stages and "ppo" not in stages
     assert "ppo-on_gold" not in composed(control=False)
     assert name_of("kl", 0.25) == "kl-0_25"
+
+
+def test_whole_runs_are_measured_whatever_ends_the_recipes_ppo_early():
+    """`constitution` watches its PPO, which ends where the alarm is set off."""
+    stages = compose("constitution", load_study("world", None, []), 0).stages
+    found = {name: keys for name, keys in stages.items() if keys and keys.get("phase") == "ppo"}
+    assert len(found) == 4 and "watch" in load_recipe("constitution").stages["ppo"]
+    for keys in found.values():
+        assert not keys.keys() & {"watch", "held_out", "patience"} and keys["steps"] == 100
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def compose(source: str, study: StudyConfig, seed: int) -> Recipe:
     found = [study.ppo] if study.ppo else [name for name, phase in phases.items() if phase == "ppo"]
     if len(found) != 1 or phases.get(found[0]) != "ppo":
         raise UserError(f"{source}: the study needs one PPO stage, named by key 'ppo'; stages: {', '.join(stages)}")
-    ppo = {key: value for key, value in stages[found[0]].items() if key not in ("phase", "held_out", "patience")}
+    ends_early = ("held_out", "patience", "watch")
+    ppo = {key: value for key, value in stages[found[0]].items() if key not in ("phase", *ends_early)}
     if missing := [key for key in ("model", "scorer", "prompts") if key not in ppo]:
         raise UserError(f"{source}: stage '{found[0]}': key '{missing[0]}' is missing")
     shared = {"sampling": ppo["sampling"]} if "sampling" in ppo else {}
