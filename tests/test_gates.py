@@ -21,6 +21,7 @@ from trueup.evaluate.overoptimization import (
     rise,
     table_of,
 )
+from trueup.report.study import gate_rows
 
 STEPS = [0, 10, 20, 30, 40, 50, 60, 70]
 NS = [1, 2, 4, 8, 16, 32, 64, 128]
@@ -140,6 +141,40 @@ def test_what_is_not_there_fails(gate, curves):
     assert result[gate]["outcome"] == "FAIL"
     assert all(g["outcome"] == "PASS" for name, g in result.items() if name != gate)
     assert result["G4"]["void"] == (gate == "G1") and not result["G1"]["void"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes", "why"),
+    [
+        ("G1", {"plan": {"control": None}}, "the study has no `control`"),
+        ("G2", {"ceiling": math.nan}, "no ceiling is known: too few comparisons are judged twice"),
+        ("G2", {"plan": {"sizes": ["all"]}}, "the study has no `comparisons`"),
+        (
+            "G3",
+            {"reach": 16, "best": lambda d, a: d * (a - 0.2 * d)},
+            "answers differ at 5 values of n only, a fit needs 6",
+        ),
+        ("G3", {"reach": 0}, "answers hardly differ: n goes nowhere"),
+        ("G4", {"plan": {"free": None}}, "0 is not among `kl_coefs`"),
+        ("G5", {"plan": {"default": None}}, "the study has no `default`"),
+        ("G5", {"plan": {"held": ["kl-0_25"]}}, "`kl_coefs` has one value"),
+        ("G6", {"plan": {"noisy": None}}, "the study has no `flips`"),
+        ("G6", {"plan": {"fewer": None}}, "the study has no `comparisons`"),
+    ],
+)
+def test_a_gate_with_a_check_that_was_not_measured_stays_open_and_says_so(gate, changes, why):
+    result = found(**changes)["gates"]
+    assert set(result) == {f"G{i}" for i in range(1, 7)}
+    assert [c["missing"] for c in result[gate]["checks"] if "missing" in c] == [why]
+    assert result[gate]["outcome"] == "INCONCLUSIVE" and result[gate]["p"] is None
+    others = {name for name, g in result.items() if name != gate and g["outcome"] != "PASS"}
+    assert others <= ({"G6"} if changes.get("reach") == 0 else set())
+    assert why in gate_rows(gate, result[gate])["checks"][-1]["interval"]
+
+
+def test_a_check_that_fails_is_not_hidden_by_one_that_was_not_measured():
+    gate = found(plan={"default": None, "held": ["kl-0_25", "kl-0"]})["gates"]["G5"]
+    assert [c["outcome"] for c in gate["checks"]] == ["FAIL", "INCONCLUSIVE"] and gate["outcome"] == "FAIL"
 
 
 def test_what_is_near_a_threshold_stays_open():

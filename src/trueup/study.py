@@ -409,6 +409,9 @@ def conclude(source: str, study: StudyConfig, found: Sequence[Measured], folder:
     write_json(folder / "curves.json", analysis["curves"])
     for name, gate in analysis["gates"].items():
         console.print(f"{name}  {gate['outcome']}{' (void: G1 does not hold)' if gate['void'] else ''}", markup=False)
+        for check in gate["checks"]:
+            if "missing" in check:
+                console.print(f"    not measured: {check['name']} ({check['missing']})", markup=False)
     console.print(f"report: {write_study_report(folder)}", markup=False)
     return analysis
 

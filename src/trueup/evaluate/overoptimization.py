@@ -170,11 +170,21 @@ class Check:
     draws: list[Tensor] = field(default_factory=list)
 
 
+@dataclass
+class Missing:
+    """A check that a gate asks for, and why the study could not measure it."""
+
+    gate: str
+    name: str
+    why: str
+
+
 def checks_of(
     tables: Mapping[str, Table], gates: Gates, plan: Mapping[str, Any], reach: Mapping[str, int]
-) -> list[Check]:
-    """What the gates ask, as far as the study measured it. plan: the names of its conditions."""
+) -> tuple[list[Check], list[Missing]]:
+    """What the gates ask, as far as the study measured it, and what it did not. plan: the names of its conditions."""
     out: list[Check] = []
+    missing: list[Missing] = []
     trace, best, reward = (tables.get(name) for name in ROLES)
     if trace and plan.get("control"):
 
@@ -189,6 +199,8 @@ def checks_of(
         out.append(
             Check("G1", "fall from the peak", "trace", lambda h: fall(control(h)), gates.control_fall, above=False)
         )
+    else:
+        missing.append(Missing("G1", "PPO on gold", "the study has no `control`"))
     if reward and len(plan["sizes"]) > 1:
         few, many = plan["sizes"][0], plan["sizes"][-1]
 
@@ -205,12 +217,17 @@ def checks_of(
         out.append(
             Check("G2", "accuracy gained", "reward", lambda h: accuracy(h, many) - accuracy(h, few), gates.growth)
         )
-        if not bool(reward.of(reward.now(), many, "ceiling").isnan().any()):
+        name = "the raters' ceiling minus accuracy at the most"
+        if bool(reward.of(reward.now(), many, "ceiling").isnan().any()):
+            missing.append(Missing("G2", name, "no ceiling is known: too few comparisons are judged twice"))
+        else:
 
             def below(h: Tensor) -> Tensor:
                 return reward.of(h, many, "ceiling").mean((-2, -1)) - accuracy(h, many)
 
-            out.append(Check("G2", "the raters' ceiling minus accuracy at the most", "reward", below, 0.0))
+            out.append(Check("G2", name, "reward", below, 0.0))
+    else:
+        missing.append(Missing("G2", "accuracy by the number of comparisons", "the study has no `comparisons`"))
     if best and reach["last"] > reach["middle"] > 0:
         end, middle, whole = reach["last"], reach["middle"], plan["reference"]
 
@@ -225,14 +242,19 @@ def checks_of(
         out.append(
             Check("G3", "the proxy rises with n", "best_of", lambda h: (curve(h, "proxy").diff(dim=-1) > 0).all(-1))
         )
-        if end >= 5:
+        name = "AICc of the line minus R_bon's"
+        if end < 5:
+            missing.append(Missing("G3", name, f"answers differ at {end + 1} values of n only, a fit needs 6"))
+        else:
 
             def bend(h: Tensor) -> Tensor:
                 gold = curve(h, "gold_sd")
                 gain = gold[..., 1:] - gold[..., :1]
                 return fit_scaling(curve(h, "kl")[..., 1:].sqrt(), gain, form="bon").over_line
 
-            out.append(Check("G3", "AICc of the line minus R_bon's", "best_of", bend, gates.aicc))
+            out.append(Check("G3", name, "best_of", bend, gates.aicc))
+    else:
+        missing.append(Missing("G3", "gold and proxy by n", "answers hardly differ: n goes nowhere"))
     if trace and plan.get("free"):
 
         def free(h: Tensor, measure: str) -> Tensor:
@@ -248,6 +270,8 @@ def checks_of(
         out.append(Check("G4", "gold's rise", "trace", lambda h: rise(free(h, "gold")), gates.rise))
         out.append(Check("G4", f"gold's fall minus {gates.loss:g} of its rise", "trace", lost, 0.0))
         out.append(Check("G4", "the proxy's rise after gold's peak, s.d.", "trace", proxy_after, 0.0))
+    else:
+        missing.append(Missing("G4", "gold's rise and fall", "0 is not among `kl_coefs`"))
     if trace and len(plan["held"]) > 1:
 
         def ends(h: Tensor) -> Tensor:
@@ -256,12 +280,16 @@ def checks_of(
         out.append(
             Check("G5", "final KL falls with the coefficient", "trace", lambda h: (ends(h).diff(dim=-1) < 0).all(-1))
         )
-        if plan.get("default"):
+    else:
+        missing.append(Missing("G5", "final KL falls with the coefficient", "`kl_coefs` has one value"))
+    if trace and plan.get("default"):
 
-            def default(h: Tensor) -> Tensor:
-                return fall(trace.of(h, plan["default"], "gold"))
+        def default(h: Tensor) -> Tensor:
+            return fall(trace.of(h, plan["default"], "gold"))
 
-            out.append(Check("G5", "gold's fall at the default", "trace", default, gates.kept, above=False))
+        out.append(Check("G5", "gold's fall at the default", "trace", default, gates.kept, above=False))
+    else:
+        missing.append(Missing("G5", "gold's fall at the default", "the study has no `default`"))
     if best:
 
         def top(h: Tensor, condition: str) -> Tensor:
@@ -270,10 +298,13 @@ def checks_of(
         def ahead(h: Tensor, condition: str) -> Tensor:
             return top(h, plan["reference"]) - top(h, condition)
 
-        for condition in filter(None, (plan.get("fewer"), plan.get("noisy"))):
-            figure = partial(ahead, condition=condition)
-            out.append(Check("G6", f"peak gold minus that of {condition}", "best_of", figure, 0.0))
-    return out
+        for key, of in (("fewer", "comparisons"), ("noisy", "flips")):
+            if condition := plan.get(key):
+                figure = partial(ahead, condition=condition)
+                out.append(Check("G6", f"peak gold minus that of {condition}", "best_of", figure, 0.0))
+            else:
+                missing.append(Missing("G6", f"peak gold minus that with other `{of}`", f"the study has no `{of}`"))
+    return out, missing
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -361,7 +392,7 @@ def analyze(tables: Mapping[str, Table], gates: Gates, plan: Mapping[str, Any], 
     reach = (
         best_of_reach(tables["best_of"], plan["reference"], gates) if "best_of" in tables else {"last": 0, "middle": 0}
     )
-    checks = checks_of(tables, gates, plan, reach)
+    checks, missing = checks_of(tables, gates, plan, reach)
     fits = {"bon": {"form": "bon"}} if reach["last"] >= 5 else {}
     fits |= {"rl": {"form": "rl"}} if plan.get("free") and "trace" in tables else {}
     drawn: dict[str, list[Any]] = {f"fit {name}": [] for name in fits} | {f"curves {name}": [] for name in tables}
@@ -379,14 +410,20 @@ def analyze(tables: Mapping[str, Table], gates: Gates, plan: Mapping[str, Any], 
     for check in checks:
         gate = found.setdefault(check.gate, {"says": SAYS[check.gate], "checks": []})
         gate["checks"].append(judged(check, tables[check.table].now(), gates.level))
+    for one in missing:
+        gate = found.setdefault(one.gate, {"says": SAYS[one.gate], "checks": []})
+        row = {"name": one.name, "wanted": "", "missing": one.why, "per_seed": [], "outcome": "INCONCLUSIVE"}
+        gate["checks"].append(row)
     for gate in found.values():
         gate["outcome"] = worst([c["outcome"] for c in gate["checks"]])
-    adjusted = holm({name: max(c.get("p", 0.0) for c in gate["checks"]) for name, gate in found.items()})
+    # A gate with a check that was not measured cannot pass by chance: it is none of the several.
+    whole = {n: gate["checks"] for n, gate in found.items() if not any("missing" in c for c in gate["checks"])}
+    adjusted = holm({name: max(c.get("p", 0.0) for c in rows) for name, rows in whole.items()})
     for name, gate in found.items():
-        gate["p"] = adjusted[name]  # of the check that is least sure
+        gate["p"] = adjusted.get(name)  # of the check that is least sure
         if gate["outcome"] == "PASS" and adjusted[name] > (1 - gates.level) / 2:
             gate["outcome"] = "INCONCLUSIVE"
-    works = found.get("G1", {}).get("outcome") == "PASS"
+    works = found["G1"]["outcome"] == "PASS"
     for name, gate in found.items():
         gate["void"] = name in VOID and not works
     tail = (1 - gates.level) / 2

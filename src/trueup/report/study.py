@@ -274,12 +274,13 @@ def gate_rows(name: str, gate: Mapping[str, Any]) -> dict[str, Any]:
         every = check["wanted"] == "every seed"
         span = check.get("interval")
         held = sum(map(bool, check["per_seed"]))
+        without = f"not measured: {check['missing']}" if "missing" in check else "none (one seed)"
         rows.append(
             {
                 "name": check["name"],
                 "wanted": check["wanted"].replace(">=", "≥").replace("<=", "≤"),
-                "value": f"{held} of {len(check['per_seed'])}" if every else num(check["value"], 3),
-                "interval": "" if every else f"[{num(span[0], 3)}, {num(span[1], 3)}]" if span else "none (one seed)",
+                "value": f"{held} of {len(check['per_seed'])}" if every else num(check.get("value"), 3),
+                "interval": "" if every else f"[{num(span[0], 3)}, {num(span[1], 3)}]" if span else without,
                 "outcome": check["outcome"],
             }
         )
