@@ -9,9 +9,12 @@ against each member alone, and against the mean, the median, the worst case (wco
 mean over the last tenth of PPO's steps; single is the mean over the five runs of members alone. Headroom units:
 differences of gold over 1 - SFT's gold.
 
-    planted   passes where wco and uwo, less mean and less single, are each at least .3 (95% interval over seeds above)
+    planted   passes where wco and uwo, less mean and less single, are each at least .3
     trained   is reported, not gated
     world     passes where wco and uwo less single are above -.05 (non-inferior)
+
+The 95% interval decides, over paired seeds and by the rule of the study's gates: Student's t where there are fewer than
+6, resampled from there; one seed decides nothing.
 
 From the root of the repository. Every stage is kept in RUNS, goes on where it was stopped and is not done twice;
 `--only` runs some conditions now, `--table` says what there is. A cell (one PPO run) takes about a quarter of a minute
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import planted  # noqa: E402
+from trueup.evaluate.overoptimization import interval, outcome  # noqa: E402
 from trueup.math import bootstrap_interval  # noqa: E402
 from trueup.recipe import load_recipe, manifest, resolve, run_recipe  # noqa: E402
 
@@ -181,9 +186,9 @@ def table(world: str, rows: dict[int, dict[str, float]]) -> str:
         for name in COMBINED:
             cells = [row.get(f"{name} {key}") for row in rows.values()]
             if any(c is not None for c in cells):
-                shown = ["" if c is None else f"{c:.2f}" for c in cells]
+                each = ["" if c is None else f"{c:.2f}" for c in cells]
                 mean = np.mean([c for c in cells if c is not None])
-                lines.append(f"| {key}, {name} | {' | '.join(shown)} | {mean:.2f} |")
+                lines.append(f"| {key}, {name} | {' | '.join(each)} | {mean:.2f} |")
     lines += [
         "",
         "| paired difference, headroom units | mean | 95% interval | seeds | gate | |",
@@ -195,15 +200,26 @@ def table(world: str, rows: dict[int, dict[str, float]]) -> str:
         if not seeds:
             continue
         gain = [(gold[a][s] - gold[b][s]) / (1 - gold["sft"][s]) for s in seeds]
-        low, high = (float(x) for x in bootstrap_interval(torch.tensor(gain), seed=0))
+        found = over_seeds(gain)
         gated = a in ("wco", "uwo") and (world == "planted" or (world == "world" and b == "single"))
         bar = (0.3 if world == "planted" else -0.05) if gated else None
-        verdict = "" if bar is None else "PASS" if low > bar else "FAIL" if high < bar else "INCONCLUSIVE"
+        verdict = "" if bar is None else outcome(found, bar, above=True)
         gate = "" if bar is None else f"> {bar:g}"
-        lines.append(
-            f"| {a} - {b} | {np.mean(gain):+.3f} | {low:+.3f} to {high:+.3f} | {len(seeds)} | {gate} | {verdict} |"
-        )
+        lines.append(f"| {a} - {b} | {np.mean(gain):+.3f} | {shown(found)} | {len(seeds)} | {gate} | {verdict} |")
     return "\n".join(lines)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95% interval of the mean over seeds; None for a single one."""
+    drawn = torch.tensor(values, dtype=torch.float64)
+    if len(values) < 6:
+        return interval(drawn, torch.empty(0), 0.95)
+    low, high = bootstrap_interval(drawn, seed=0)
+    return float(low), float(high)
+
+
+def shown(found: tuple[float, float] | None) -> str:
+    return f"{found[0]:+.3f} to {found[1]:+.3f}" if found else "one seed"
 
 
 def main() -> None:

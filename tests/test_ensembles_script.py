@@ -1,0 +1,54 @@
+"""The table of scripts/ensembles.py on planted results: what its gates say, and how sure they are of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scripts.ensembles import COMBINED, SINGLES, over_seeds, table
+from trueup.math import bootstrap_interval
+
+
+def planted(gains: list[float]) -> dict[int, dict[str, float]]:
+    """Of each seed, in headroom units of .5: worst case and uwo are so far above the singles; the rest are equal."""
+    rows = {}
+    for seed, gain in enumerate(gains):
+        row = {"sft": 0.5} | {f"{name} audit": 0.4 for name in (*SINGLES, *COMBINED)}
+        rows[seed] = row | {f"{name} audit": 0.4 + 0.5 * gain for name in ("wco", "uwo")}
+    return rows
+
+
+def said(world: str, gains: list[float]) -> str:
+    """The line of the table about the worst case against the singles."""
+    return next(line for line in table(world, planted(gains)).splitlines() if line.startswith("| wco - single"))
+
+
+def test_one_seed_decides_nothing():
+    assert said("world", [0.1]) == "| wco - single | +0.100 | one seed | 1 | > -0.05 | INCONCLUSIVE |"
+
+
+@pytest.mark.parametrize(
+    ("world", "gains", "outcome"),
+    [
+        ("world", [0.1, 0.1], "PASS"),
+        ("world", [0.1, 0.3], "INCONCLUSIVE"),  # t of one degree of freedom is 12.7: .2 -+ 1.27
+        ("world", [0.10, 0.12, 0.11], "PASS"),
+        ("world", [-0.2, -0.21, -0.22], "FAIL"),
+        ("world", [-0.04] * 8, "PASS"),
+        ("planted", [0.2] * 8, "FAIL"),
+        ("planted", [0.31, 0.35, 0.4, 0.32, 0.5, 0.33], "PASS"),
+    ],
+)
+def test_gates(world, gains, outcome):
+    assert said(world, gains).endswith(f"| {len(gains)} | > {'0.3' if world == 'planted' else '-0.05'} | {outcome} |")
+
+
+def test_intervals_are_students_below_six_seeds_and_resampled_from_there():
+    gains = [0.1, 0.2, 0.4, 0.3, 0.0, 0.1]
+    three = over_seeds(gains[:3])
+    half = 4.30265 * float(torch.tensor(gains[:3]).std()) / math.sqrt(3)
+    assert three == pytest.approx((0.7 / 3 - half, 0.7 / 3 + half), abs=1e-4)
+    assert over_seeds(gains) == pytest.approx([float(x) for x in bootstrap_interval(torch.tensor(gains), seed=0)])
+    assert over_seeds(gains[:1]) is None
