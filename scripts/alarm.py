@@ -240,7 +240,6 @@ def graded(stages: Mapping[str, Stage], name: str) -> dict[str, Any]:
         f"KL within {BUDGET:g}": max(s for s in gold if kl[s] <= BUDGET),
         "stopping early on the audits": early(audits),
     }
-    best = max(gold[0] + gain, gold[0] + 1e-9)
     found = {way: gold[step] for way, step in out["kept"].items()}
     back = stages.get(f"{name}-back") if f"versions-{name}-back" in stages else None
     if out["fired"][ALARM] is None or back:  # with act=back a run without alarm is the very same
@@ -248,8 +247,13 @@ def graded(stages: Mapping[str, Stage], name: str) -> dict[str, Any]:
         out["kept"][BACK] = step
         gone = float(versions(stages[f"versions-{name}-back"])[step]["gold"].mean()) if back and step else gold[step]
         found = {BACK: gone, **found}
-    out["share"] = {way: (value - gold[0]) / (best - gold[0]) for way, value in found.items()}
+    out["share"] = shares(found, gold[0], gain)
     return out
+
+
+def shares(found: Mapping[str, float], start: float, gain: float) -> dict[str, float] | None:
+    """Of the best version's gain, what each gold score holds; None where no version was better than the start."""
+    return {way: (value - start) / gain for way, value in found.items()} if gain > 0 else None
 
 
 def versions(stage: Stage) -> dict[int, dict[str, np.ndarray]]:
@@ -320,12 +324,15 @@ def tables(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> str:
         "| delivered | free: median | free: worst decile | default: median | default: worst decile |",
     ]
     lines.append("|---|---|---|---|---|")
-    for way in dict.fromkeys(way for run in (*free, *default) for way in run["share"]):
+    for way in dict.fromkeys(way for run in (*free, *default) for way in run["share"] or {}):
         cells = []
         for runs in (free, default):
-            shares = [run["share"][way] for run in runs if way in run["share"]]
-            cells += [f"{np.median(shares):.2f}", f"{np.quantile(shares, 0.1):.2f}"] if shares else ["", ""]
+            kept = [run["share"][way] for run in runs if way in (run["share"] or {})]
+            cells += [f"{np.median(kept):.2f}", f"{np.quantile(kept, 0.1):.2f}"] if kept else ["", ""]
         lines.append(f"| {way} | {' | '.join(cells)} |")
+    none = [sum(run["share"] is None for run in runs) for runs in (free, default)]
+    if any(none):
+        lines += ["", f"left out, as no version was better than the start: {none[0]} free, {none[1]} default"]
     return "\n".join(lines)
 
 

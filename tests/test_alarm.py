@@ -66,6 +66,17 @@ def test_the_table_counts_what_is_in_time_and_what_is_false():
     assert "G10: in time FAIL" in alarm.tables({i: {"free": run(30.0, None)} for i in range(40)})
 
 
+def test_a_run_that_gained_nothing_has_no_share_and_is_counted():
+    assert alarm.shares({"last": 0.3}, 0.5, 0.4) == {"last": pytest.approx(-0.5)}
+    assert alarm.shares({"last": 0.3}, 0.5, 0.0) is None and alarm.shares({"last": 0.3}, 0.5, -0.1) is None
+    found = {i: {"free": run(30.0, 20), "default": run(None, None)} for i in range(4)}
+    assert "left out" not in alarm.tables(found)
+    found[4] = {"free": {**run(1.0, 20), "share": None}, "default": run(None, None)}
+    text = alarm.tables(found)
+    assert f"| {alarm.BACK} | 0.90 | 0.90 | 0.90 | 0.90 |" in text
+    assert "left out, as no version was better than the start: 1 free, 0 default" in text
+
+
 @pytest.mark.long
 def test_a_seed_from_the_start_to_its_grades(tmp_path, monkeypatch):
     """A KL budget that any step passes: the alarm is set off, PPO is run again to go back."""
