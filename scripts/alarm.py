@@ -167,9 +167,10 @@ def curve(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
 
 
 def smooth(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
-    """Means over the last `WINDOW` steps."""
+    """Means over the last `WINDOW` steps. What is sampled in step s is known once its update is done, at version s + 1:
+    as the watch counts its own alarms."""
     steps, values = curve(rows, name)
-    return [(steps[i], float(np.mean(values[i + 1 - WINDOW : i + 1]))) for i in range(WINDOW - 1, len(values))]
+    return [(steps[i] + 1, float(np.mean(values[i + 1 - WINDOW : i + 1]))) for i in range(WINDOW - 1, len(values))]
 
 
 def first(points: Sequence[tuple[int, float]], test: Callable[[float], bool]) -> int | None:
@@ -206,7 +207,6 @@ def worst_category(rows: Sequence[Row]) -> int | None:
 
 
 SIGNALS: dict[str, Callable[[Sequence[Row]], int | None]] = {
-    ALARM: lambda rows: first(checks(rows, "alarm"), lambda v: v > 0),
     "gap of predicted and audited wins, bound above 0": lambda rows: first(checks(rows, "gap_low"), lambda v: v > 0),
     "audited win rate surely fallen": lambda rows: first(checks(rows, "win_rate_drop"), lambda v: v > 0),
     "KL above 6 nats": lambda rows: first(smooth(rows, "kl"), lambda v: v > BUDGET),
@@ -230,8 +230,9 @@ def graded(stages: Mapping[str, Stage], name: str) -> dict[str, Any]:
     # A peak that is chosen on one half of the prompts and read on the other is not too high by chance.
     gain = float(np.mean([halves[1 - h][max(halves[h], key=halves[h].__getitem__)] for h in (0, 1)])) - gold[0]
     out: dict[str, Any] = {"gold": gold, "kl": kl, "gain": gain, "lost": lost_at(gold, gold[0] + gain)}
-    out["fired"] = {signal: rule(rows) for signal, rule in SIGNALS.items()}
-    out["rule"] = (watched["alarm"] or {}).get("rule")
+    alarm = watched["alarm"] or {"step": None, "rule": None}
+    out["fired"] = {ALARM: alarm["step"], **{signal: rule(rows) for signal, rule in SIGNALS.items()}}
+    out["rule"] = alarm["rule"]
     budget = watched["kl_budget"]
     out["fired"][OWN_KL] = first(smooth(rows, "kl"), lambda v: v > budget) if budget else None
     audits = [(c["step"], c["audited"], c["pairs"]) for c in watched["checks"] if c["pairs"]]
@@ -308,7 +309,7 @@ def tables(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> str:
         "|---|---|---|---|",
     ]
     counts = {}
-    for name in (ALARM, OWN_KL, *(s for s in SIGNALS if s != ALARM)):
+    for name in (ALARM, OWN_KL, *SIGNALS):
         leads = [run["lost"] - run["fired"][name] for run in hacked if run["fired"][name] is not None]
         timely, false = sum(lead > 0 for lead in leads), sum(run["fired"][name] is not None for run in healthy)
         counts[name] = timely, false
