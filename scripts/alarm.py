@@ -62,7 +62,7 @@ def world_stages(seed: int, runs: Path) -> Stages:
         "second": {**reward, "phase": "reward", "part": [0.8, 1]},
         "ppo": {**ppo, "phase": "ppo", "steps": 100, "optim": {"lr": 2e-4}}
         | watch("trueup.world:auditors", steps=100, every=10),
-        "trace": {"prompts": prompts, "gold": "trueup.world:gold", "limit": 512, "samples": 2},
+        "trace": {"prompts": prompts, "gold": "trueup.world:gold", "limit": 512, "samples": 4},
     }
 
 

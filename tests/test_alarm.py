@@ -79,6 +79,11 @@ def test_a_run_that_gained_nothing_has_no_share_and_is_counted():
     assert "left out, as no version was better than the start: 1 free, 0 default" in text
 
 
+def test_gold_and_kl_of_a_version_are_of_2048_answers_or_more(tmp_path):
+    keys = alarm.recipe_of("world", 0, tmp_path)["stages"]["versions-free"]
+    assert keys["limit"] * keys["samples"] >= 2048
+
+
 @pytest.mark.long
 def test_a_seed_from_the_start_to_its_grades(tmp_path, monkeypatch):
     """A KL budget that any step passes: the alarm is set off, PPO is run again to go back."""
