@@ -1,6 +1,7 @@
 """Does the alarm see over-optimization in time, without gold? Gate G10, and what each signal is worth.
 
     python scripts/alarm.py world --seeds 0 1 2      the built-in world; 40 seeds for the gate
+    python scripts/alarm.py world --world myworld --draw 1000    another world; a draw that nobody developed on
     python scripts/alarm.py planted --seeds 0 1      a small world whose proxy has one planted exploit; a few minutes
 
 For each seed: SFT, comparisons, the proxy on 80% of their prompts and a held-out reward model on the others; then PPO
@@ -16,7 +17,8 @@ prompts; nothing else sees it. A run has turned over where gold loses a quarter 
              version, the last one within a KL budget, and stopping early on as many audit labels
 
 From the root of the repository. Every stage is kept in RUNS, goes on where it was stopped and is not done twice;
-`--table` says what there is; RUNS/alarm-WORLD.json holds it. A seed of `world` takes about 25 minutes of one thread.
+`--table` says what there is; RUNS/alarm-WORLD.json holds it. A seed of `world` takes about half an hour of one thread
+(reckoned: 25 minutes were measured with half of the answers to each version).
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import planted  # noqa: E402
-from scripts.ensembles import constant  # noqa: E402
+from scripts.ensembles import add_world, constant, given_of, label  # noqa: E402
 from trueup.agreement import wilson  # noqa: E402
 from trueup.recipe import Stage, load_recipe, resolve, run_recipe  # noqa: E402
 from trueup.records import Comparison, Verdict, write_json  # noqa: E402
+from trueup.world.interface import BUILT_IN, load_world  # noqa: E402
 
 Stages = dict[str, dict[str, Any]]
 RUNS = {"free": 0.0, "default": 0.25}
@@ -52,17 +55,19 @@ WINDOW = 5
 ALARM, OWN_KL, BACK = "the alarm", "KL over its own budget", "alarm, act=back"
 
 
-def world_stages(seed: int, runs: Path) -> Stages:
-    stages = dict(load_recipe("world", [f"seed={seed}"]).stages)
+def world_stages(seed: int, given: Sequence[str]) -> Stages:
+    stages = dict(load_recipe("world", [f"seed={seed}", *given]).stages)
     prompts = stages.pop("evaluate")["prompts"]
+    # Where a world has no auditors its raters audit: the watch gives them another seed, so that they are other people.
+    apart = hasattr(load_world(stages["world"].get("name", BUILT_IN)), "auditors")
+    auditors = "@world:auditors" if apart else {"use": "@world:raters", "name": "pool"}
     reward, ppo = stages.pop("reward"), stages.pop("ppo")
     return {
         **stages,
         "reward": {**reward, "part": [0, 0.8]},
         "second": {**reward, "phase": "reward", "part": [0.8, 1]},
-        "ppo": {**ppo, "phase": "ppo", "steps": 100, "optim": {"lr": 2e-4}}
-        | watch("trueup.world:auditors", steps=100, every=10),
-        "trace": {"prompts": prompts, "gold": "trueup.world:gold", "limit": 512, "samples": 4},
+        "ppo": {**ppo, "phase": "ppo", "steps": 100, "optim": {"lr": 2e-4}} | watch(auditors, steps=100, every=10),
+        "trace": {"prompts": prompts, "gold": "@world:gold", "limit": 512, "samples": 4},
     }
 
 
@@ -107,7 +112,7 @@ def planted_stages(seed: int, runs: Path) -> Stages:
     }
 
 
-def watch(judge: str, steps: int, every: int) -> dict[str, Any]:
+def watch(judge: str | dict[str, str], steps: int, every: int) -> dict[str, Any]:
     """Keys of a watched PPO, whose policy is kept at each check."""
     return {
         "watch": {"judge": judge, "heldout": "@second/final", "every": every, "labels": 200},
@@ -137,12 +142,15 @@ def others(seed: int = 0) -> Others:
     return Others(seed)
 
 
-WORLDS: dict[str, Callable[[int, Path], Stages]] = {"world": world_stages, "planted": planted_stages}
-
-
-def recipe_of(world: str, seed: int, runs: Path, over: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """One seed's stages; `over` is laid over their keys."""
-    stages = WORLDS[world](seed, runs)
+def recipe_of(
+    world: str,
+    seed: int,
+    runs: Path,
+    given: Sequence[str] = (),
+    over: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """One seed's stages. `given`: keys of the recipe's world, `world.name=myworld`; `over` is laid over all keys."""
+    stages = planted_stages(seed, runs) if world == "planted" else world_stages(seed, given)
     stages = {name: {**keys, **(over or {}).get(name, {})} for name, keys in stages.items()}
     ppo, trace = stages.pop("ppo"), {"phase": "trace", **stages.pop("trace")}
     scored = {**trace, "proxy": ppo["scorer"], "start": ppo["model"]}
@@ -152,7 +160,7 @@ def recipe_of(world: str, seed: int, runs: Path, over: Mapping[str, Mapping[str,
         stages[f"{name}-back"] = {**stages[name], "watch": {**ppo["watch"], "act": "back"}, "snapshots": []}
         for one in (name, f"{name}-back"):
             stages[f"versions-{one}"] = {**scored, "training": f"@{one}"}
-    return {"name": f"alarm-{world}-{seed}", "seed": seed, "device": "cpu", "stages": stages}
+    return {"name": f"alarm-{label(world, given)}-{seed}", "seed": seed, "device": "cpu", "stages": stages}
 
 
 # what a run's records say
@@ -339,19 +347,21 @@ def tables(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=list(WORLDS))
+    parser.add_argument("world", choices=["world", "planted"])
+    add_world(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(40)))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="runs to do now")
     parser.add_argument("--table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
+    world, runs, given = arguments.world, arguments.runs, given_of(parser, arguments)
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for seed in arguments.seeds:
-        found[seed] = one_seed(arguments.world, seed, arguments.runs, arguments.only, run=not arguments.table)
+        found[seed] = one_seed(world, seed, runs, arguments.only, given, run=not arguments.table)
     found = {seed: of for seed, of in found.items() if of}
     if not found:
         raise SystemExit("no run is done yet")
-    write_json(arguments.runs / f"alarm-{arguments.world}.json", found)
+    write_json(runs / f"alarm-{label(world, given)}.json", found)
     print(tables(found))
 
 
@@ -360,12 +370,13 @@ def one_seed(
     seed: int,
     runs: Path,
     only: Sequence[str],
+    given: Sequence[str] = (),
     *,
     run: bool,
     over: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs what is not done, and grades the runs that are."""
-    recipe = recipe_of(world, seed, runs, over)
+    recipe = recipe_of(world, seed, runs, given, over)
 
     def part(names: Sequence[str]) -> dict[str, Any]:
         left_out = {n for one in RUNS for b in (one, f"{one}-back") if b not in names for n in (b, f"versions-{b}")}

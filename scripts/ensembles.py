@@ -3,6 +3,7 @@
     python scripts/ensembles.py planted --seeds 0 1 2 3 4 5 6 7    five raters, each with an exploit of his own
     python scripts/ensembles.py trained --seeds 0 1                the same, by reward models trained on them
     python scripts/ensembles.py world --seeds 0 1                  the built-in world, whose raters' errors are shared
+    python scripts/ensembles.py world --world myworld --draw 1000  another world; a draw that nobody developed on
 
 In each: SFT, an ensemble of five reward models (in `planted` the raters themselves), then PPO at KL coefficient .05
 against each member alone, and against the mean, the median, the worst case (wco) and uwo of all. Gold at the end is the
@@ -107,25 +108,26 @@ def trained_stages(seed: int, runs: Path) -> Stages:
     }
 
 
-def world_stages(seed: int, runs: Path) -> Stages:
-    stages = dict(load_recipe("world", [f"seed={seed}"]).stages)
+def world_stages(seed: int, runs: Path, given: Sequence[str] = ()) -> Stages:
+    stages = dict(load_recipe("world", [f"seed={seed}", *given]).stages)
     ppo = {k: v for k, v in stages.pop("ppo").items() if k != "scorer"}
     member = {k: v for k, v in stages.pop("reward").items() if k != "phase"}
     prompts = stages.pop("evaluate")["prompts"]
     stages |= {
         "held": {"phase": "generate", "model": "@sft/final", "prompts": prompts, "n": 4},
-        "start": {"phase": "score", "completions": "@held/completions.jsonl", "scorer": "trueup.world:gold"},
+        "start": {"phase": "score", "completions": "@held/completions.jsonl", "scorer": "@world:gold"},
         "ensemble": {"members": MEMBERS, "bootstrap": True, "member": member},
         "ppo": {"phase": "ppo", **ppo},
     }
     return stages
 
 
-WORLDS = {"planted": planted_stages, "trained": trained_stages, "world": world_stages}
+PLANTED = {"planted": planted_stages, "trained": trained_stages}
 
 
-def recipe_of(world: str, seed: int, runs: Path) -> dict[str, Any]:
-    stages = WORLDS[world](seed, runs)
+def recipe_of(world: str, seed: int, runs: Path, given: Sequence[str] = ()) -> dict[str, Any]:
+    """`given`: keys of the recipe's world, `world.name=myworld`."""
+    stages = PLANTED[world](seed, runs) if world in PLANTED else world_stages(seed, runs, given)
     ppo = {**stages.pop("ppo"), "kl_coef": KL_COEF}
     if world == "planted":
         members = [f"scripts.planted:rater_{i}" for i in range(MEMBERS)]
@@ -136,19 +138,19 @@ def recipe_of(world: str, seed: int, runs: Path) -> dict[str, Any]:
         stages[name] = {**ppo, "scorer": member}
     for name in COMBINED:
         stages[name] = {**ppo, "scorer": {"ensemble": whole, "combine": name, "penalty": PENALTY}}
-    return {"name": f"{world}-{seed}", "seed": seed, "device": "cpu", "stages": stages}
+    return {"name": f"{label(world, given)}-{seed}", "seed": seed, "device": "cpu", "stages": stages}
 
 
-def run(world: str, seed: int, runs: Path, only: list[str]) -> None:
-    whole = recipe_of(world, seed, runs)
+def run(world: str, seed: int, runs: Path, only: list[str], given: Sequence[str] = ()) -> None:
+    whole = recipe_of(world, seed, runs, given)
     kept = {name: keys for name, keys in whole["stages"].items() if name not in CONDITIONS or name in only}
     run_recipe(load_recipe({**whole, "stages": kept}), runs)
 
 
-def figures(world: str, seed: int, runs: Path) -> dict[str, float]:
+def figures(world: str, seed: int, runs: Path, given: Sequence[str] = ()) -> dict[str, float]:
     """sft gold, and for each condition that is done: gold, kl, score, disagreement at the end."""
     out: dict[str, float] = {}
-    for stage in resolve(load_recipe(recipe_of(world, seed, runs)), runs):
+    for stage in resolve(load_recipe(recipe_of(world, seed, runs, given)), runs):
         if manifest(stage.folder).get("status") != "done":
             continue
         if stage.name == "start":
@@ -222,17 +224,42 @@ def shown(found: tuple[float, float] | None) -> str:
     return f"{found[0]:+.3f} to {found[1]:+.3f}" if found else "one seed"
 
 
+def add_world(parser: argparse.ArgumentParser) -> None:
+    """Options that say which world `world` is."""
+    parser.add_argument(
+        "--world", dest="name", default="", help="its module, as in docs/world.md; else the built-in one"
+    )
+    parser.add_argument("--draw", type=int, default=0, help="its generator seed: 1000 confirms what was developed on 0")
+
+
+def given_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
+    """What was said by these options, as keys of a recipe."""
+    given = [f"world.name={arguments.name}"] * bool(arguments.name) + [f"world.world={arguments.draw}"] * bool(
+        arguments.draw
+    )
+    if given and arguments.world != "world":
+        parser.error(f"--world and --draw go with `world`, not with `{arguments.world}`")
+    return given
+
+
+def label(world: str, given: Sequence[str]) -> str:
+    """What its runs are called: `world`, `world-myworld-1000`."""
+    return "-".join([world, *(text.partition("=")[2] for text in given)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=list(WORLDS))
+    parser.add_argument("world", choices=[*PLANTED, "world"])
+    add_world(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--only", nargs="*", default=list(CONDITIONS), choices=CONDITIONS, help="conditions to run now")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
+    world, runs, given = arguments.world, arguments.runs, given_of(parser, arguments)
     for seed in [] if arguments.table else arguments.seeds:
-        run(arguments.world, seed, arguments.runs, arguments.only)
-    print(table(arguments.world, {s: figures(arguments.world, s, arguments.runs) for s in arguments.seeds}))
+        run(world, seed, runs, arguments.only, given)
+    print(table(world, {seed: figures(world, seed, runs, given) for seed in arguments.seeds}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import pytest
 
 from scripts import alarm
 from tests.toy import constant
+from trueup.recipe import load_recipe, resolve
+from trueup.world.interface import begin
 
 
 def test_when_a_quarter_of_the_gain_is_lost():
@@ -82,6 +84,20 @@ def test_a_run_that_gained_nothing_has_no_share_and_is_counted():
 def test_gold_and_kl_of_a_version_are_of_2048_answers_or_more(tmp_path):
     keys = alarm.recipe_of("world", 0, tmp_path)["stages"]["versions-free"]
     assert keys["limit"] * keys["samples"] >= 2048
+
+
+def test_another_world_and_another_draw_go_through_the_same_command(tmp_path, monkeypatch):
+    begin(tmp_path / "alarmworld")
+    monkeypatch.chdir(tmp_path)
+    recipe = alarm.recipe_of("world", 3, tmp_path, ["world.name=alarmworld", "world.world=1000"])
+    assert recipe["name"] == "alarm-world-alarmworld-1000-3"
+    stages = {s.name: s.config for s in resolve(load_recipe(recipe), tmp_path)}
+    assert (stages["world"].name, stages["world"].world, stages["world"].seed) == ("alarmworld", 1000, 3)
+    assert stages["versions-free"].gold == stages["free"].audit == "alarmworld:gold"
+    assert stages["free"].watch.judge == {"use": "alarmworld:raters", "name": "pool"}  # it has no auditors of its own
+    own = {s.name: s.config for s in resolve(load_recipe(alarm.recipe_of("world", 3, tmp_path)), tmp_path)}
+    assert (own["world"].world, own["free"].watch.judge) == (0, "trueup.world:auditors")
+    assert own["versions-free"].gold == "trueup.world:gold"
 
 
 @pytest.mark.long

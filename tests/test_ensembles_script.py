@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 
-from scripts.ensembles import COMBINED, SINGLES, over_seeds, table
+from scripts import ensembles
+from scripts.ensembles import COMBINED, SINGLES, over_seeds, recipe_of, table
 from trueup.math import bootstrap_interval
+from trueup.recipe import load_recipe, resolve
+from trueup.world.interface import begin
 
 
 def planted(gains: list[float]) -> dict[int, dict[str, float]]:
@@ -52,3 +55,25 @@ def test_intervals_are_students_below_six_seeds_and_resampled_from_there():
     assert three == pytest.approx((0.7 / 3 - half, 0.7 / 3 + half), abs=1e-4)
     assert over_seeds(gains) == pytest.approx([float(x) for x in bootstrap_interval(torch.tensor(gains), seed=0)])
     assert over_seeds(gains[:1]) is None
+
+
+def test_another_world_and_another_draw_go_through_the_same_command(tmp_path, monkeypatch, capsys):
+    begin(tmp_path / "manyworld")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of("world", 3, tmp_path, ["world.name=manyworld", "world.world=1000"])
+    assert recipe["name"] == "world-manyworld-1000-3" and recipe_of("world", 3, tmp_path)["name"] == "world-3"
+    stages = {s.name: s.config for s in resolve(load_recipe(recipe), tmp_path)}
+    assert (stages["world"].name, stages["world"].world) == ("manyworld", 1000)
+    assert stages["start"].scorer == stages["wco"].audit == "manyworld:gold"
+    # What is said on the command line arrives there; the planted worlds have no other draw.
+    made = []
+    monkeypatch.setattr(ensembles, "run", lambda *given: made.append(given))
+    monkeypatch.setattr(
+        "sys.argv", ["x", "world", "--world", "manyworld", "--draw", "7", "--seeds", "1", "--runs", "r"]
+    )
+    ensembles.main()
+    assert made[0][-1] == ["world.name=manyworld", "world.world=7"]
+    monkeypatch.setattr("sys.argv", ["x", "planted", "--draw", "7"])
+    with pytest.raises(SystemExit):
+        ensembles.main()
+    assert "--world and --draw go with `world`" in capsys.readouterr().err

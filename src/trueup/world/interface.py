@@ -3,7 +3,8 @@
     prompts(split, n, seed, world)     n Prompts of a split (SPLITS), each with a category; fewer where it has no more
     demonstrations(n, seed, world)     n Demonstrations on prompts of the split `sft`
     gold()                             the true score, a Scorer; it may look at the prompt's text and `meta`
-    raters(name, seed)                 a Judge by name; it should know the name `pool`
+    raters(name, seed)                 a Judge by name; it should know the name `pool`; another seed is other people
+    auditors(seed)                     if there are any: who audits in place of `pool` under another seed
     corpus(seed)                       an endless stream of documents (texts), from which a base model is pretrained
     base_path()                        in place of `corpus`: the folder of a base model
 
