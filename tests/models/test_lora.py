@@ -3,6 +3,7 @@ trained, for us, for plain transformers and for plain peft."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -181,12 +182,31 @@ def test_a_reward_model_of_other_weights_keeps_its_own_and_its_critic_shares_tho
     assert storages(scorer, critic) - storages(scorer) == mine
 
 
-def test_a_fingerprint_is_of_the_weights_alone(tmp_path: Path) -> None:
-    base = base_of(tmp_path)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fingerprint_is_of_the_body_whatever_stands_on_it(tmp_path: Path, name: str) -> None:
+    base = base_of(tmp_path, name)
     whole = load_scalar(base.folder, seed=0).model
     assert fingerprint(whole.base_model) == fingerprint(base.model.base_model)
+
+
+def test_a_fingerprint_is_of_the_weights_as_they_are_held(tmp_path: Path) -> None:
+    base = base_of(tmp_path)
     half = Base(base.folder, base.lora, precision="bf16")
     assert fingerprint(half.model.base_model) != fingerprint(base.model.base_model)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}, {"rms_norm_eps": 0.1}]
+)
+def test_equal_weights_that_are_used_otherwise_have_another_fingerprint(tmp_path: Path, change: dict) -> None:
+    base = base_of(tmp_path)
+    config = Path(base.folder) / "config.json"
+    said = json.loads(config.read_text())
+    assert said.keys() >= change.keys()
+    config.write_text(json.dumps(said | change))
+    other = Base(base.folder, base.lora)
+    assert all(torch.equal(a, b) for a, b in zip(base.model.parameters(), other.model.parameters(), strict=True))
+    assert fingerprint(other.model.base_model) != fingerprint(base.model.base_model)
 
 
 def test_a_reward_model_may_be_trained_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -223,6 +224,10 @@ def test_the_references_log_probs_are_computed_once_and_found_by_content(toy, ca
     assert computed() > 0
     rows(toy / "cached.jsonl", list(reversed(pairs)))
     assert computed() == 0
+    shutil.copytree(toy / "sft/final", toy / "turned")  # the same weights, read otherwise
+    config = json.loads((toy / "turned/config.json").read_text())
+    (toy / "turned/config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    assert config["rms_norm_eps"] != 0.1 and computed(model="turned") == len(QUESTIONS)
 
 
 def test_what_is_cached_is_the_references_log_prob(toy, mesh):

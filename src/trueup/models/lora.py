@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from trueup.config import Config
 from trueup.models.load import draw_head, is_policy, load_policy, load_scalar, score_name
@@ -255,13 +255,14 @@ def _full(layer: Any) -> Any:
 
 
 def fingerprint(body: nn.Module) -> str:
-    """The hash of a frozen body's weights, as they are held in memory."""
+    """The hash of a frozen body: its weights, as they are held in memory, and what its config says of how they are used
+    (rope, norms), whatever stands on it."""
     known = getattr(body, "_trueup_sha256", None)
     if known is None and is_weightless():  # bases are told apart by what they would be read from, and as what
         name, kept = body.config.name_or_path, sorted({str(p.dtype) for p in body.parameters()})  # type: ignore[union-attr]
         body._trueup_sha256 = known = f"{name} {kept}"  # type: ignore[assignment]
     if known is None:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(json.dumps(_shape(body), sort_keys=True, default=str).encode())
         states = {f"{n}.state": m.state for n, m in body.named_modules() if isinstance(m, NF4Linear)}
         packed = {f"{n}.{k}": v for n, state in states.items() for k, v in state.as_dict(packed=True).items()}
         for name, tensor in sorted({**body.state_dict(), **packed}.items()):
@@ -269,6 +270,13 @@ def fingerprint(body: nn.Module) -> str:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         body._trueup_sha256 = known = digest.hexdigest()  # type: ignore[assignment]
     return str(known)
+
+
+def _shape(body: Any) -> dict[str, Any]:
+    """The config's keys that decide what a body computes; names, versions, heads, tokens and our own records do not."""
+    said = PretrainedConfig().to_dict().keys() | {"use_cache", "tie_word_embeddings", "initializer_range", "trueup"}
+    found = body.config.to_dict().items()
+    return {name: value for name, value in found if name not in said and not name.endswith("_token_id")}
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
