@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from tests.toy import QUESTIONS, constant, results, run
+from tests.toy import QUESTIONS, constant, metrics, results, run
 from trueup.report.closing import rounds_table
 from trueup.report.read import read_run
 from trueup.store import Store
@@ -119,6 +119,26 @@ def test_a_second_call_finds_all_rounds_done(toy, made, capsys):
     again = run(toy, STAGES, name="refreshed")
     assert capsys.readouterr().out.count("done before") == len(again) == 12
     assert {n: s.folder for n, s in again.items()} == {n: s.folder for n, s in made.items()}
+
+
+def test_where_ppo_goes_on_it_begins_at_the_last_policy_and_kl_is_from_sft(toy):
+    """Before a round's first update the policy is the last round's: its KL from SFT is there at once."""
+    ppo = {**STAGES["ppo"], "kl_coef": 0.0, "optim": constant(1e-3)}
+    again = {"answers": {"model": "@ppo/final"}, "comparisons": {}, "reward": {}}
+
+    def rounds(times: int, **keys) -> dict:
+        stages = {**again, "ppo": {"model": "@ppo/final", **keys}}
+        laid = {**STAGES, "ppo": ppo, "refresh": {"phase": "rounds", "times": times, "stages": stages}}
+        return run(toy, laid, name="goes-on")
+
+    made = rounds(2, reference="sft/final")
+    one, two, three = (made[name] for name in ("ppo", "ppo-2", "ppo-3"))
+    assert [s.config.model for s in (two, three)] == [str(s.folder / "final") for s in (one, two)]
+    assert {s.config.reference for s in (two, three)} == {"sft/final"}
+    starts = [metrics(stage)[0]["kl_k3"] for stage in (one, two, three)]
+    assert starts[0] < 1e-5 and 1e-3 < starts[1] < starts[2], starts
+    alone = rounds(1)["ppo-2"]  # without a reference the start of the round would be it, and the KL lost
+    assert alone.folder != two.folder and metrics(alone)[0]["kl_k3"] < 1e-5
 
 
 def test_an_odd_number_of_answers_is_refused(toy):

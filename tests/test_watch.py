@@ -166,6 +166,27 @@ def test_a_kl_budget_needs_no_judge(toy):
     assert ends[0].read_bytes() == ends[1].read_bytes() != ends[2].read_bytes()
 
 
+def test_a_run_that_stops_ends_with_the_version_at_which_the_alarm_came(toy):
+    def ended(act: str):
+        keys = {**PPO, "watch": {"kl_budget": 0.02, "every": 2, "act": act}, "snapshots": [4, 5]}
+        return run(toy, {"ppo": keys}, name=f"act-{act}")["ppo"]
+
+    stage, on = ended("stop"), ended("warn")
+    found = results(stage)
+    assert found["steps"] == 5 and found["watch"]["alarm"]["rule"] == "kl" and found["watch"]["alarm"]["step"] == 5
+    assert found["watch"]["act"] == "stop" and found["watch"]["delivered"] == 5
+    assert [row["step"] for row in metrics(stage)] == [0, 1, 2, 3, 4]
+    assert results(on)["steps"] == results(on)["watch"]["delivered"] == 6  # it would have gone on
+
+    def weights(where: str, of=stage) -> bytes:
+        return (of.folder / where / "model.safetensors").read_bytes()
+
+    assert weights("final") == weights("snapshots/5") == weights("snapshots/5", on)
+    assert weights("final") not in (weights("snapshots/4"), weights("final", on))
+    said = [f.what for f in diagnose(read_run(stage.folder.parent)) if f.name == "alarm"]
+    assert len(said) == 1 and "stopped" in said[0]
+
+
 def test_a_budget_of_its_own_comes_from_what_the_proxy_learned_from(toy, mesh):
     """Of so many answers e^-KL are like those of a policy at that KL."""
     config = json.loads((toy / "reward/final/config.json").read_text())
