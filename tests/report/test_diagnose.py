@@ -388,6 +388,67 @@ def test_a_judge_from_the_proxys_own_comparisons(place):
     assert top(found) == ("evaluate", "judge-is-proxy")
 
 
+# figures planted in the records of a run in which all is well: one that is amiss, and one that is just not
+
+
+def late(name: str, first: float, last: float):
+    """A curve that is at `first` in the first half and at `last` in the other one."""
+    return lambda step: {name: first if step < 30 else last}
+
+
+def validated(last: float):
+    return lambda step: (
+        {"validation": {9: 0.1, 19: 0.5, 29: 0.9, 39: 0.9, 49: 0.9, 59: last}[step]} if step % 10 == 9 else {}
+    )
+
+
+@pytest.mark.parametrize(
+    "stage, finding, amiss, fine",
+    [
+        ("answers", "cut-answers", {"end_rate": 0.5}, {"end_rate": 0.95}),
+        (  # of 2,590 pairs, 259 of them asked twice
+            "comparisons",
+            "abstains",
+            {"dropped": {"the judge abstained": 1800}},
+            {"dropped": {"the judge abstained": 1600}},
+        ),
+        (
+            "comparisons",
+            "same-answers",
+            {"dropped": {"both answers the same": 1200}},
+            {"dropped": {"both answers the same": 1000}},
+        ),
+        (  # a third of the way from chance to the ceiling is .613
+            "reward",
+            "below-ceiling",
+            {"accuracy": 0.57, "pairs": 1000, "longer_wins": 0.5},
+            {"accuracy": 0.60, "pairs": 1000, "longer_wins": 0.5},
+        ),
+        ("reward", "above-ceiling", {"ceiling": 0.64}, {"ceiling": 0.69}),
+        ("reward", "calibration", {"calibration_error": 0.2}, {"calibration_error": 0.11}),
+        ("reward", "likes-length", {"prefers_longer": 0.92}, {"prefers_longer": 0.85}),
+        ("ppo", "flat-scores", late("score_std", 0.0, 1.0), late("score_std", 0.1, 1.0)),
+        ("ppo", "entropy", late("entropy", 0.6, 0.18), late("entropy", 0.6, 0.22)),
+        ("ppo", "entropy", late("entropy", 0.6, 0.95), late("entropy", 0.6, 0.85)),
+        ("ppo", "duplicates", late("distinct", 0.9, 0.4), late("distinct", 0.9, 0.5)),
+        ("ppo", "overfits-prompts", validated(0.5), validated(0.8)),
+    ],
+)
+def test_a_figure_that_is_amiss_is_named_and_one_that_is_not_is_left_alone(tmp_path, stage, finding, amiss, fine):
+    def names(folder: Path, planted) -> list[tuple[str, str]]:
+        make_run(folder, hostile=False)
+        path = next(folder.glob(f"{stage}-*")) / ("metrics.jsonl" if callable(planted) else "results.json")
+        if callable(planted):
+            log = [json.loads(line) for line in path.read_text().splitlines()]
+            rows(path, [row | planted(row["step"]) for row in log])
+        else:
+            path.write_text(json.dumps(json.loads(path.read_text()) | planted))
+        return [(f.stage, f.name) for f in diagnose(read_run(folder))]
+
+    assert names(tmp_path / "amiss", amiss) == [(stage, finding)]
+    assert names(tmp_path / "fine", fine) == []
+
+
 # the command and the page
 
 
