@@ -27,8 +27,8 @@ def answer(
     links: Sequence[str], config: SimulateConfig, password: str = "", say: Callable[[str], object] = print
 ) -> dict[str, int]:
     """Each link's rater answers in turn until none has anything left to do. Answers that were kept, by link. Where its
-    judge abstains it leaves the comparison to others, as a person would, or presses tie where the answer is known and
-    nobody may leave it.
+    judge abstains it leaves the comparison to others, as a person would, or presses tie in onboarding,
+    which nobody may leave.
 
     Raises UserError for a rater whom the server takes for a human: what a program says must say so for ever."""
     from trueup.engine.mesh import Mesh

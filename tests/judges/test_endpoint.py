@@ -241,6 +241,8 @@ def test_logprobs_are_read_at_the_verdict():
     message = {"content": "A: ... The better reply is: (B)"}
     reply = {"choices": [{"message": message, "logprobs": {"content": tokens}}]}
     assert read(reply, 0, thought=True, verdict="The better reply is:").p == pytest.approx(1 / 3)
+    tokens[3]["top_logprobs"] = None
+    assert read(reply, 0, thought=True, verdict="The better reply is:").p == 0.0
     reply["choices"][0]["message"] = {"content": None}
     assert read(reply, 0, thought=True, verdict="x").p is None
 

@@ -4,6 +4,7 @@ PandaLM's raters."""
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -64,6 +65,15 @@ def test_a_judge_below_one_person_is_not_accepted_and_nobody_knows_without_sever
     assert measure([Verdict(p, "j") for p in (0.9, 0.6, 0.1)], people)["accepted"] is True
     alone = measure([Verdict(0.9, "j")] * 2, [judged(1), judged(0)])
     assert alone["accepted"] is None and alone["accuracy"] == 0.5
+
+
+def test_what_cannot_be_read_is_not_right():
+    """One verdict in ten, and that one right, makes no judge; an abstention is held against nobody."""
+    people = [judged(1, 1, 1)] * 10
+    lost = Verdict(None, "j", "unreadable", (Reading("one", False, None),))
+    for nothing, accepted in ((lost, False), (Verdict(None, "j"), True)):
+        found = measure([Verdict(0.9, "j"), *[nothing] * 9], people)
+        assert found["accepted"] is accepted and found["accuracy"] == 1.0
 
 
 def test_scaling_mends_a_judge_that_is_too_sure():
@@ -153,6 +163,19 @@ def test_the_command_measures_and_compares(tmp_path, call):
     where = "judge={constitution: default, endpoint: 'http://127.0.0.1:9/v1', model: m, price_in: 2, price_out: 0}"
     code, out, _ = call(tmp_path, "judge", "people.jsonl", where, "--dry-run")
     assert code == 0 and out.startswith("12 pairs: 24 requests to send, 0 answered before; at most 0.")
+    both = [where, f"against{where[5:]}".replace("model: m", "model: n")]
+    code, out, _ = call(tmp_path, "judge", "people.jsonl", *both, "--dry-run")
+    assert code == 0 and out.startswith("12 pairs: 48 requests")
+
+
+def test_a_dry_run_counts_what_is_asked_twice_and_what_people_judged(labelled, tmp_path, call):
+    _, people = labelled
+    where = "judge={constitution: default, endpoint: 'http://127.0.0.1:9/v1', model: m}"
+    given = (f"completions={tmp_path / 'completions.jsonl'}", where)
+    for more, requests in (((), 12), (("overlap=1",), 24), ((f"humans={people}", "overlap=0"), 12 + 20)):
+        code, out, err = call(tmp_path, "judge", *given, *(more or ("overlap=0",)), "--dry-run")
+        assert code == 0, err
+        assert out.startswith(f"6 pairs: {requests} requests")
 
 
 @pytest.fixture
@@ -181,8 +204,9 @@ def test_labels_are_soft_scaled_and_none_where_nothing_was_said(labelled):
     results, pairs = label(said)
     assert {p["label"] for p in pairs} == {0.9} and len(pairs) == 4 and results["dropped"]["the judge abstained"] == 2
     unsure = said + [(f"h{i}", "a", "b", 0.6, "m") for i in range(10)]
-    results, pairs = label(unsure, humans=people)  # right on all ten, and never sure: T is the smallest
-    assert results["humans"]["accepted"] and results["humans"]["temperature"] == pytest.approx(0.05)
+    results, pairs = label(unsure, humans=people)  # right on all ten, and never sure: ten say at most 11 in 12
+    assert results["humans"]["accepted"]
+    assert results["humans"]["temperature"] == pytest.approx(math.log(0.6 / 0.4) / math.log(11))
     assert all(p["label"] > 0.999 for p in pairs)
 
 

@@ -46,12 +46,13 @@ def test_every_comparison_is_answered_and_marked_as_simulated(store):
     said = []
     with served(store, simulated=True) as site:
         links = [site.url + site.links[name] for name in ("ann", "bob")]
-        assert answer(links, CONFIG, say=said.append) == dict.fromkeys(links, 4)
+        assert answer(links, CONFIG, say=said.append) == dict.fromkeys(links, 3)
     kept = store.preferences()
-    assert {(j.rater, j.kind) for j in kept} == {("ann", "simulated"), ("bob", "simulated")} and len(kept) == 8
+    assert {(j.rater, j.kind) for j in kept} == {("ann", "simulated"), ("bob", "simulated")} and len(kept) == 6
     by = {j.comparison.prompt.text: (j.p, j.strength, j.tie) for j in kept}
-    assert by == {f"question {i}": (0.5, 0.0, True) if i == 1 else (1.0, 2 / 3, False) for i in range(4)}
-    assert said == ["rater 1: 4 answers; Nothing to label now", "rater 2: 4 answers; Nothing to label now"]
+    assert by == {f"question {i}": (1.0, 2 / 3, False) for i in (0, 2, 3)}  # no verdict is no label
+    assert store.open_items("batch") == 1
+    assert said == [f"rater {k}: 3 answers, 1 left to others; Nothing to label now" for k in (1, 2)]
 
 
 def test_so_many_at_most(store):
@@ -111,4 +112,4 @@ def test_a_link_of_a_stopped_server_is_told(store):
 
 
 def test_the_surer_the_stronger():
-    assert [grade_of(p) for p in (1.0, 0.9, 0.75, 0.51, 0.5, None, 0.4, 0.0)] == [3, 2, 2, 1, 0, 0, -1, -3]
+    assert [grade_of(p) for p in (1.0, 0.9, 0.75, 0.51, 0.5, 0.4, 0.0)] == [3, 2, 2, 1, 0, -1, -3]

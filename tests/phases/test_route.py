@@ -325,7 +325,9 @@ def test_people_answer_on_the_page_first_the_audit_then_the_hard_ones(place):
     assert all(sensitive == (category == "b") for _, category, sensitive in answered)
     found = run(place, {"route": asked}, name="paged")["route"]
     assert results(found)["labels"] == len(answered) == 30
-    assert len(store.preferences()) == 30 + 60
+    kept = store.preferences()
+    by_machine = [j.comparison.prompt.category for j in kept if j.kind == "ai"]
+    assert len(kept) == 30 + 45 and len(by_machine) == 45 and "b" not in by_machine
     by = {p.rater for p in read_preferences(found.folder / "comparisons.jsonl").records}
     assert "ann" in by and "ann, bob" in by
     assert results(found)["kinds"].keys() == {"human", "simulated"}
@@ -349,6 +351,16 @@ def test_people_answer_in_a_file(place):
     assert results(found)["kinds"] == {"human": sum(said)}
     assert {c["by"] for c in lines(found, "comparisons.jsonl")} == {"human", "ai"}
     assert {c["chosen"] for c in lines(found, "comparisons.jsonl") if c["by"] == "human"} == {"the sky is blue."}
+
+
+def test_a_file_of_verdicts_is_not_asked_twice(place):
+    """It would say the same again, as if two people never differed."""
+    said = [{"prompt": f"question {i}", "chosen": "the sky is blue.", "rejected": "yes please"} for i in range(N)]
+    rows(place / "said.jsonl", [{**row, "rejected_ended": False} for row in said])
+    asked = keys(people="said.jsonl", kind="human", limit=60, budget=40, overlap=0.5)
+    found = results(run(place, {"route": asked}, name="from-file")["route"])
+    assert found["asked"]["asked twice"] == 0 and found["kinds"] == {"human": found["labels"]}
+    assert found["threshold"] == pytest.approx(2 * 0.2 * 0.8)  # what is supposed of two people, and no more
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
             "flags": flags,
             "flag_words": FLAGS,
             "reasons": REASONS,
-            "can_skip": task.purpose == "label",
+            "can_skip": task.purpose != "onboarding",
             "progress": progress,
             "onboarding": onboarding,
             "previous": previous,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -129,16 +130,18 @@ class Queue:
         lent = sa.select(a.c.id).where(a.c.rater == rater, a.c.state == "open", a.c.expires > now)
         if (own := db.execute(lent.limit(1)).scalar()) is not None:
             return self._task(db, own)
-        done = self._done(db, rater)
-        if self.rules.cap and sum(done.values()) >= self.rules.cap:
+        done, left = self._ended(db, rater, "done"), self._ended(db, rater, "skipped")
+        if self.rules.cap and done.total() >= self.rules.cap:
             return Nothing("cap")
         if done["onboarding"] < self.rules.onboarding and (item := self._gold(db, rater)) is not None:
             return self._lend(db, item, who, "onboarding", now)
         usual = done["label"] + done["repeat"]
-        gold_due = self.rules.gold_every and usual >= self.rules.gold_every * (done["gold"] + 1)
+        # What was left counts, too: another test in its place would tell that it was one.
+        golds, repeats = (done[purpose] + left[purpose] for purpose in ("gold", "repeat"))
+        gold_due = self.rules.gold_every and usual >= self.rules.gold_every * (golds + 1)
         if gold_due and (item := self._gold(db, rater)) is not None:
             return self._lend(db, item, who, "gold", now)
-        repeat_due = self.rules.repeat_every and done["label"] >= self.rules.repeat_every * (done["repeat"] + 1)
+        repeat_due = self.rules.repeat_every and done["label"] >= self.rules.repeat_every * (repeats + 1)
         if repeat_due and (item := self._seen_long_ago(db, rater)) is not None:
             return self._lend(db, item, who, "repeat", now)
         if (item := self._needed(db, who, now)) is not None:
@@ -151,12 +154,11 @@ class Queue:
             raise UserError(f"{self.store.name}: no rater '{name}'")
         return row
 
-    def _done(self, db: sa.Connection, rater: str) -> dict[str, int]:
+    def _ended(self, db: sa.Connection, rater: str, state: str) -> Counter[str]:
+        """The rater's assignments that ended so, by purpose."""
         a = assignments
-        query = sa.select(a.c.purpose, sa.func.count()).where(a.c.rater == rater, a.c.state == "done")
-        return dict.fromkeys(("label", "onboarding", "gold", "repeat"), 0) | {
-            purpose: n for purpose, n in db.execute(query.group_by(a.c.purpose))
-        }
+        query = sa.select(a.c.purpose, sa.func.count()).where(a.c.rater == rater, a.c.state == state)
+        return Counter({purpose: n for purpose, n in db.execute(query.group_by(a.c.purpose))})
 
     def _gold(self, db: sa.Connection, rater: str) -> int | None:
         """One with a known answer that the rater has not met. Sensitive ones are none: they must be asked of all."""
@@ -234,8 +236,8 @@ class Queue:
         with self.store.writing() as db:
             lent = self._lent_to(db, assignment, rater)
             old = self._verdict_of(db, assignment)
-            if lent.state == "done" and (old is None or corrects != old):
-                return "again"
+            if lent.state == "done" and (old is None or corrects != old or lent.purpose == "onboarding"):
+                return "again"  # also of an onboarding item: the known answer has been shown
             if lent.state != "done" and not self._still_free(db, lent, now):
                 self.store.note(db, rater, "late", assignment=assignment, grade=answer.grade, both_bad=answer.both_bad)
                 return "late"
@@ -255,10 +257,13 @@ class Queue:
         self, assignment: int, rater: str, reason: str, *, flag: bool = False, corrects: int | None = None
     ) -> Outcome:
         """Leaves an item to others, and says why; with `flag` the manager is told that the item itself is amiss. Takes
-        back the verdict that `corrects` names. An item with a known answer cannot be left, or it would be no test."""
+        back the verdict that `corrects` names. An item with a known answer may be left like any other, since nobody can
+        tell which they are. Raises UserError for an onboarding item, which may not."""
         now = self.clock()
         with self.store.writing() as db:
             lent = self._lent_to(db, assignment, rater)
+            if lent.purpose == "onboarding":
+                raise UserError("this comparison is practice: it cannot be skipped")
             if lent.state == "skipped":
                 return "again"
             old = self._verdict_of(db, assignment)
