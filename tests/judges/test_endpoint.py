@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from trueup.judges import endpoint, make_answerer, make_judge
 from trueup.judges.endpoint import Ledger, last_letter, only_letter, read
 from trueup.recipe import load_recipe, resolve
 from trueup.records import Comparison, Completion, Prompt, UserError, write_jsonl
+from trueup.store import Judged, Store
 from trueup.world import base_path
 
 PAIRS = [Comparison(Prompt.of(f"Number {i}?"), (Completion(f"It is {i}."), Completion("No idea."))) for i in range(6)]
@@ -133,7 +133,7 @@ def test_what_was_answered_is_not_asked_again(server, judge):
 
 
 def spent(path) -> float:
-    return sqlite3.connect(path).execute("SELECT SUM(cost) FROM booked").fetchone()[0]
+    return Ledger(str(path)).spent()
 
 
 def test_the_budget_is_never_passed(server, judge, tmp_path):
@@ -146,7 +146,7 @@ def test_the_budget_is_never_passed(server, judge, tmp_path):
     for budget in (0.0, whole / 3, whole / 2):
         with pytest.raises(UserError, match=r"the budget of .* does not hold another request"):
             judge(budget=budget, **prices).judge(PAIRS)
-        assert (spent(tmp_path / "cache.sqlite") or 0.0) <= budget
+        assert spent(tmp_path / "cache.sqlite") <= budget
     asked = len(server.bodies) - sent
     assert 0 < asked < 12
     verdicts = judge(budget=10 * whole, **prices).judge(PAIRS)
@@ -155,13 +155,20 @@ def test_the_budget_is_never_passed(server, judge, tmp_path):
         judge(budget=1.0)
 
 
-def test_two_programs_share_one_budget(tmp_path, monkeypatch):
-    slow = Ledger.spent
-    monkeypatch.setattr(Ledger, "spent", lambda self: (slow(self), time.sleep(0.2))[0])
-    ledgers = [Ledger(str(tmp_path / "cache.sqlite")) for _ in range(2)]
+def test_two_programs_share_one_budget(place, monkeypatch):
+    slow = Ledger._spent
+    monkeypatch.setattr(Ledger, "_spent", lambda self, db: (slow(self, db), time.sleep(0.2))[0])
+    ledgers = [Ledger(str(place)) for _ in range(2)]
     with ThreadPoolExecutor() as pool:
         booked = list(pool.map(lambda ledger: ledger.book("key", 0.6, 1.0), ledgers))
-    assert sorted(n is None for n in booked) == [False, True] and spent(tmp_path / "cache.sqlite") == 0.6
+    assert sorted(n is None for n in booked) == [False, True] and ledgers[0].spent() == 0.6
+
+
+def test_a_store_of_labels_keeps_the_answers_too(server, judge, place):
+    Store(place).append([Judged(PAIRS[0], 1.0, "ann", "human", "batch", "now")])
+    before = judge(cache=str(place)).judge(PAIRS[:2])
+    assert judge(cache=str(place)).judge(PAIRS[:2]) == before and len(server.bodies) == 4
+    assert len(Store(place).preferences()) == 1
 
 
 def test_pauses_double_or_are_what_the_server_says(server, judge, monkeypatch):

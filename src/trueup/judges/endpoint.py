@@ -6,8 +6,8 @@ the answer is unreadable. A connection that fails, 408, 409, 429 and 5xx are tri
 as long as the server says (`Retry-After`).
 
 Money: before each attempt the most that it can cost (every byte of the question a token, `max_tokens` back) is booked
-in `cache`, a SQLite file, and after it what it did cost; where booking would pass `budget` nothing is sent. What a
-killed program has booked stays booked: it may have been charged. Answers are kept in the same file by the hash of the
+in `cache`, a preference store, and after it what it did cost; where booking would pass `budget` nothing is sent. What a
+killed program has booked stays booked: it may have been charged. Answers are kept there too by the hash of the
 request, and are not asked for again.
 """
 
@@ -19,21 +19,21 @@ import math
 import os
 import random
 import re
-import sqlite3
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
+import sqlalchemy as sa
 from pydantic import Field
 
 from trueup.config import Config
 from trueup.judges.asking import Answer, Question, Written
 from trueup.records import UserError
+from trueup.store import Store
 
 if TYPE_CHECKING:
     from trueup.engine.mesh import Mesh
@@ -71,6 +71,7 @@ class Endpoint(Config):
     budget: float | None = Field(None, ge=0)
     """The most that all requests booked in `cache` may cost, in the unit of the prices."""
     cache: str = "judge-cache.sqlite"
+    """A preference store, SQLite or a PostgreSQL URL, made where there is none; the one of people's labels will do."""
 
 
 @dataclass(frozen=True)
@@ -83,46 +84,60 @@ class Estimate:
     spent: float
 
 
-class Ledger:
-    """Answers and money, in one SQLite file, for any number of processes and threads."""
+kept = sa.MetaData()
+answers = sa.Table(
+    "judge_answers",
+    kept,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("reply", sa.Text, nullable=False),
+    sa.Column("cost", sa.Float, nullable=False),
+)
+booked = sa.Table(
+    "judge_costs",
+    kept,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("cost", sa.Float, nullable=False),
+)
 
-    def __init__(self, path: str) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.lock = threading.Lock()
-        try:
-            self.db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, reply TEXT, cost REAL)")
-            self.db.execute("CREATE TABLE IF NOT EXISTS booked (id INTEGER PRIMARY KEY, key TEXT, cost REAL)")
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{path}: not a judge's cache: {error}") from None
+
+class Ledger:
+    """Answers and money, in two tables of a preference store, for any number of processes and threads."""
+
+    def __init__(self, place: str) -> None:
+        self.store = Store(place)
+        with self.store.writing() as db:
+            kept.create_all(db)
 
     def known(self, key: str) -> tuple[dict[str, Any], float] | None:
-        with self.lock:
-            row = self.db.execute("SELECT reply, cost FROM answers WHERE key = ?", (key,)).fetchone()
-        return (json.loads(row[0]), row[1]) if row else None
+        with self.store.reading() as db:
+            row = db.execute(sa.select(answers.c.reply, answers.c.cost).where(answers.c.key == key)).first()
+        return (json.loads(row.reply), row.cost) if row else None
 
     def spent(self) -> float:
-        return float(self.db.execute("SELECT COALESCE(SUM(cost), 0) FROM booked").fetchone()[0])
+        with self.store.reading() as db:
+            return self._spent(db)
+
+    def _spent(self, db: sa.Connection) -> float:
+        return float(db.execute(sa.select(sa.func.coalesce(sa.func.sum(booked.c.cost), 0.0))).scalar_one())
 
     def book(self, key: str, most: float, budget: float | None) -> int | None:
         """The number of the booking; None where it would pass the budget."""
-        with self.lock, self.db:
-            self.db.execute("BEGIN IMMEDIATE")  # nobody books between the sum and the row
-            if budget is not None and self.spent() + most > budget:
+        with self.store.writing() as db:  # nobody books between the sum and the row
+            if budget is not None and self._spent(db) + most > budget:
                 return None
-            return self.db.execute("INSERT INTO booked (key, cost) VALUES (?, ?)", (key, most)).lastrowid
+            made = db.execute(booked.insert().values(key=key, cost=most)).inserted_primary_key
+            return int(made[0]) if made else None
 
     def settle(self, number: int, cost: float) -> None:
-        with self.lock:
-            self.db.execute("UPDATE booked SET cost = ? WHERE id = ?", (cost, number))
+        with self.store.writing() as db:
+            db.execute(booked.update().where(booked.c.id == number).values(cost=cost))
 
     def keep(self, number: int, key: str, reply: dict[str, Any], cost: float) -> None:
         """The answer and its cost, both or neither."""
-        with self.lock, self.db:
-            self.db.execute("BEGIN")
-            self.db.execute("UPDATE booked SET cost = ? WHERE id = ?", (cost, number))
-            self.db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, json.dumps(reply), cost))
+        with self.store.writing() as db:
+            db.execute(booked.update().where(booked.c.id == number).values(cost=cost))
+            db.execute(self.store.insert(answers).values(key=key, reply=json.dumps(reply), cost=cost))
 
 
 class OverBudget(UserError):
@@ -204,6 +219,7 @@ class Server:
 
     def _ask(self, asked: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
         """The same request twice is sent once. A failure lets what is under way end, and be kept, and then is told."""
+        assert self.ledger is not None
         key_of = [self._key(body) for body in asked]
         bodies = dict(zip(key_of, asked, strict=True))
         replies: dict[str, tuple[dict[str, Any], float]] = {}
@@ -223,10 +239,8 @@ class Server:
                 except UserError as error:
                     wrong = wrong or error
         if wrong:
-            kept = (
-                f"{len(replies)} of {len(bodies)} requests of this batch are answered and kept in {self.config.cache}"
-            )
-            raise UserError(f"{wrong}; {kept}")
+            done = f"{len(replies)} of {len(bodies)} requests of this batch are answered and kept"
+            raise UserError(f"{wrong}; {done} in {self.ledger.store.name}")
         return [replies[key] for key in key_of]
 
     def _or_stop(
@@ -291,9 +305,9 @@ class Server:
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         known = all(isinstance(n, int) for n in counts)
         cost = self._cost(*counts) if known else most  # type: ignore[arg-type]
-        kept = {"choices": reply["choices"][:1]}
-        self.ledger.keep(number, key, kept, cost)
-        return kept, cost
+        told = {"choices": reply["choices"][:1]}
+        self.ledger.keep(number, key, told, cost)
+        return told, cost
 
 
 def _seconds(text: str | None) -> float:
