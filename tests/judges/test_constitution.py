@@ -137,7 +137,7 @@ def test_a_reply_is_mended_under_a_principle_that_concerns_it_and_has_requests()
 def test_the_default_constitution_asks_what_it_should():
     told = read_constitution("default")
     names = [p.name for p in told.principles]
-    assert {"helpful", "harmless", "honest", "not-evasive", "not-preachy", "concise"} < set(names)
+    assert {"helpful", "harmless", "honest", "undeceiving", "not-evasive", "not-preachy", "concise"} < set(names)
     mass = next(p for p in told.principles if p.name == "no-mass-harm")
     assert "biological" in mass.question[0] and mass.weight == max(p.weight for p in told.principles)
     assert all(p.critique and p.revision for p in told.principles)
@@ -208,19 +208,25 @@ def test_a_wrong_constitution_is_told(tmp_path, change, message):
         read_constitution("nowhere")
 
 
-def test_p_is_what_plain_transformers_gives(tiny, mesh):
-    """softmax over the two letters' log-probs, each summed from where the two texts part."""
+@pytest.mark.parametrize("chat", [False, True])
+def test_p_is_what_plain_transformers_gives(tiny, mesh, chat):
+    """softmax over the two letters' log-probs, each summed from where the two texts part; of an assistant after the
+    question as a user's message."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
     question = Question("which one? a or b", "", "it is:", "p", False)
+    opening = Chat.load(tiny).prompt_ids([{"role": "user", "content": question.text}]) if chat else []
     sums = []
     for letter in "AB":
-        ids = tokenizer(f"{question.text}\n{question.verdict} ({letter})", return_tensors="pt")["input_ids"]
+        said = f"{question.verdict} ({letter})"
+        text = said if chat else f"{question.text}\n{said}"
+        ids = torch.tensor([[*opening, *tokenizer(text, add_special_tokens=not chat)["input_ids"]]])
         logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
         sums.append(logprobs.sum().item())
-    [answer] = LocalModel(Local(model=str(tiny)), mesh).answer([question])
+    [answer] = LocalModel(Local(model=str(tiny), chat=chat), mesh).answer([question])
     assert answer.p == pytest.approx(torch.tensor(sums).softmax(0)[0].item(), abs=1e-5)
+    assert abs(answer.p - 0.5) > 1e-3
     long = Question("word " * 5000, "", "it is:", "p", False)
-    found = LocalModel(Local(model=str(tiny)), mesh).answer([long, question])
+    found = LocalModel(Local(model=str(tiny), chat=chat), mesh).answer([long, question])
     assert found[0].p is None and "longer than" in found[0].raw and found[1].p == pytest.approx(answer.p, abs=1e-5)
 
 

@@ -202,6 +202,10 @@ def test_ai_feedback_is_generate_and_judge_in_one(toy, keys):
                 "phase": "judge", "completions": "@answers/completions.jsonl", "overlap": 0,
                 "judge": {"constitution": "world", "model": base},
             },
+            "dpo": {
+                "model": base, "data": "@feedback/comparisons.jsonl", "samples": 0, "held_out": 0.2,
+                "train": {"epochs": 2, "batch": 8, "optim": {"lr": 1e-3}}, "sampling": {"max_tokens": 4},
+            },
         },
     )  # fmt: skip
     feedback, labels = stages["feedback"], stages["labels"]
@@ -214,6 +218,26 @@ def test_ai_feedback_is_generate_and_judge_in_one(toy, keys):
     assert found["label_accuracy"] > 0.6 and found["comparisons"] == len(own)
     kept = Store(toy / "prefs.sqlite").preferences()
     assert {j.kind for j in kept} == {"ai"} and len(kept) == len(own)
+    learned = results(stages["dpo"])
+    assert not learned["dropped"] and learned["validation_loss"] < 0.692  # of soft labels: ln 2 at the start
+
+
+def test_where_nobody_is_named_the_model_itself_criticizes_and_judges_as_an_assistant(toy, keys):
+    few = {"path": "asked.jsonl", "categories": ["harmful"]}
+    shared = {"model": "sft/final", "prompts": few, "limit": 6, "constitution": "half.yaml"}
+    shared["sampling"] = {"max_tokens": 12}
+    found = []
+    for by in ({}, {"by": {"model": "sft/final", "chat": True}}):
+        stages = {
+            "critique": {**shared, **by, "max_tokens": 8},
+            "feedback": {"phase": "ai-feedback", **shared, **by},
+        }
+        done = run(toy, stages, name=f"itself-{len(by)}")
+        critiques = read(done["critique"].folder / "critiques.jsonl")
+        found.append((critiques, [p["label"] for p in read(done["feedback"].folder / "comparisons.jsonl")]))
+    assert found[0] == found[1] and len(found[0][1]) > 3
+    plain = run(toy, {"feedback": {"phase": "ai-feedback", **shared, "by": {"model": "sft/final"}}}, name="plainly")
+    assert [p["label"] for p in read(plain["feedback"].folder / "comparisons.jsonl")] != found[0][1]
 
 
 def test_ai_feedback_may_set_a_models_answers_against_anothers(toy, keys):
