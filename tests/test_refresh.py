@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tests.toy import QUESTIONS, constant, metrics, results, run
 from trueup.report.closing import rounds_table
+from trueup.report.page import render
 from trueup.report.read import read_run
 from trueup.store import Store
 
@@ -112,6 +113,8 @@ def test_what_each_round_cost_and_gave_is_told(toy, made):
         (line,) = [x.split() for x in said.splitlines() if x.strip().startswith(f"{k} ")]
         assert line[1] == str(spent)
         assert line[-1] == f"{results(made['ppo' if k == 1 else f'ppo-{k}'])['audit']:.2f}"
+        row = f'<tr><th scope="row">{line[0]}</th>' + "".join(f"<td>{x}</td>" for x in line[1:])
+        assert row in render(read_run(toy / "runs/refreshed"))
     assert rounds_table(read_run(toy / "runs/made")) is None
 
 

@@ -63,29 +63,38 @@ def closing_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def rounds_table(run: RunData) -> Table | None:
-    """A run whose reward model is refreshed, round by round: labels spent so far, the reward model's accuracy on the
-    held-out comparisons of earlier rounds and of its own, and its PPO's KL, score and gold. None without rounds."""
+ROUND = ("round", "labels", "accuracy, earlier", "accuracy, own", "PPO's KL", "score", "gold")
+
+
+def rounds(run: RunData) -> list[tuple[str, ...]]:
+    """`ROUND` of a run whose reward model is refreshed: labels spent so far, the reward model's accuracy on held-out
+    comparisons of earlier rounds and of its own, and its PPO's KL, score and gold. Empty without rounds."""
     stages = {stage.name: stage for stage in run.stages}
     found: dict[str, list[dict[str, Any]]] = {}
     for names in (run.recipe.get("rounds") or {}).values():
         made = [stages[name] for name in names if name in stages]
         if made and made[0].results:
             found[made[0].phase] = [stage.results for stage in made]
-    if "reward" not in found:
-        return None
-    table = Table(box=box.SIMPLE_HEAD, title="Round by round", title_justify="left")
-    for name in ("round", "labels", "accuracy, earlier", "accuracy, own", "PPO's KL", "score", "gold"):
-        table.add_column(name, justify="right")
-    labels = 0
-    for i, reward in enumerate(found["reward"]):
+    labels, rows = 0, []
+    for i, reward in enumerate(found.get("reward", ())):
         judged, routed, ppo = (found[p][i] if i < len(found.get(p, ())) else {} for p in ("judge", "route", "ppo"))
         labels += judged.get("comparisons", 0) + routed.get("labels", 0)  # of a router's, people's alone
         parts = list((reward.get("by_data") or {"": reward}).values())
         pairs = sum(part["pairs"] for part in parts[:-1])
         earlier = sum(part["accuracy"] * part["pairs"] for part in parts[:-1]) / pairs if pairs else None
         figures = (earlier, parts[-1].get("accuracy"), ppo.get("kl"), ppo.get("score"), ppo.get("audit"))
-        table.add_row(str(i + 1), str(labels), *(num(figure) for figure in figures))
+        rows.append((str(i + 1), str(labels), *(num(figure) for figure in figures)))
+    return rows
+
+
+def rounds_table(run: RunData) -> Table | None:
+    if not (rows := rounds(run)):
+        return None
+    table = Table(box=box.SIMPLE_HEAD, title="Round by round", title_justify="left")
+    for name in ROUND:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -24,6 +24,7 @@ from markupsafe import Markup, escape
 from trueup.records import visible, write_text
 from trueup.report import alarm, ensembles, measured, overoptimization, training
 from trueup.report.charts import Chart, Group
+from trueup.report.closing import ROUND, rounds
 from trueup.report.diagnosis import diagnose
 from trueup.report.figures import bracket, clean, duration, num, percent, title_of
 from trueup.report.headline import headline, judged_by, models_of, side_by_side
@@ -103,6 +104,7 @@ class Sections:
         self.findings = diagnose(run)
         evaluations = [s for s in run.of("evaluate") if models_of(s.results)]
         self.tables = [closing(run, s) for s in evaluations]
+        self.rounds, self.round_columns = rounds(run), ROUND
         self.examples = [(s.name, answers_beside(s)) for s in evaluations if side_by_side(s)]
         self.main = [
             c
@@ -160,6 +162,7 @@ class Sections:
             (True, "happened", "What happened"),
             (self.findings, "diagnosis", "Diagnosis"),
             (self.tables, "closing", "The models, measured"),
+            (self.rounds, "rounds", "Round by round"),
             (self.examples, "examples", "Answers side by side"),
             (self.main, "overoptimization", "Proxy against gold"),
             (self.training, "training", "Training curves"),
