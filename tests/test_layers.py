@@ -46,6 +46,7 @@ MAY = {
     "study": {*GROUND, "recipe", "engine", "scorers", "evaluate", "report"},
     "cli": {
         *GROUND,
+        "phases",
         "evaluate",
         "recipe",
         "plan",
@@ -107,6 +108,7 @@ def test_a_phase_imports_no_other_phase():
         "trueup.label.queue",
         "trueup.label.accounts",
         "trueup.label.client",
+        "trueup.label.server",
     ],
 )
 def test_starts_without_torch(module):
