@@ -102,6 +102,24 @@ def test_onboarding_tells_the_known_answer(store):
         assert "question 0" in ann.get("/label").text
 
 
+def test_what_tests_a_rater_looks_like_any_other_item(store):
+    """Known answers and second askings may be skipped, too, or the page would tell which they are."""
+    store.ask([pair(50, gold=1.0)], "gold")
+
+    def shape(page):
+        return re.sub(r"question \d+|(good|bad) answer \d+|/label/\d+|\d+ (today|in all|waiting)", "", page)
+
+    with served(store, rules=Rules(onboarding=0, gold_every=2, repeat_every=3, repeat_gap=1)) as site:
+        ann = site.visitor("ann")
+        pages = []
+        for _ in range(6):
+            pages.append(shape(ann.get("/label").text))
+            ann.answer()
+    kept = [j.meta["purpose"] for j in store.preferences()]
+    assert set(kept) == {"label", "gold", "repeat"} and "Skip it" in pages[0]
+    assert all(page == pages[0] for page in pages)
+
+
 def test_a_choice_is_needed(site):
     ann = site.visitor("ann")
     for grade in ("", "9", "-3.5", "x"):

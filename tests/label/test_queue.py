@@ -201,6 +201,25 @@ def test_onboarding_explains_and_then_known_answers_come_in_silence(store):
     assert one.purpose == "onboarding" and q.undo("bob") is None
 
 
+def test_a_known_answer_may_be_left_but_no_onboarding(store):
+    store.ask([pair(i, gold=1.0) for i in range(4)], "gold")
+    store.ask([pair(i) for i in range(10, 20)], "batch")
+    q = queue(store, Rules(onboarding=1, gold_every=2, repeat_every=0))
+    first = q.next("ann")
+    with pytest.raises(UserError, match="practice: it cannot be skipped"):
+        q.skip(first.assignment, "ann", "?")
+    assert answer(q, "ann", "bad")[1] == "kept"
+    said = store.preferences()[0]
+    with pytest.raises(UserError, match="practice: it cannot be skipped"):
+        q.skip(first.assignment, "ann", "?", corrects=said.id)
+    assert q.submit(first.assignment, "ann", Answer(grade(first)), corrects=said.id) == "again"  # after its feedback
+    assert [j.id for j in store.preferences()] == [said.id]
+    answer(q, "ann"), answer(q, "ann")
+    silent = q.next("ann")
+    assert silent.purpose == "gold" and q.skip(silent.assignment, "ann", "?") == "kept"
+    assert [answer(q, "ann")[0].purpose for _ in range(3)] == ["label", "label", "gold"]  # no other in its place
+
+
 def test_who_misses_known_answers_is_paused(store):
     store.ask([pair(i, gold=1.0) for i in range(6)] + [pair(9)], "gold")
     q = queue(store, Rules(onboarding=6, gold_bar=0.7))
