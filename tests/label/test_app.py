@@ -174,6 +174,16 @@ def test_simulated_raters_are_marked(store):
         Accounts(store).add("ann")
 
 
+def test_a_program_does_not_take_a_human_s_name_nor_a_human_a_program_s(store):
+    with served(store):
+        pass
+    with pytest.raises(UserError, match=r"rater 'boss' is human in this store.*raters=\[boss-program, \.\.\.\]"):
+        make_app(store, LabelConfig(raters=("boss",), simulated=True))
+    Accounts(store).add("robot", kind="simulated")
+    with pytest.raises(UserError, match="rater 'robot' is simulated in this store"):
+        make_app(store, LabelConfig(raters=("robot",)))
+
+
 # attacks
 
 

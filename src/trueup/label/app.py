@@ -171,6 +171,12 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         for rater, role in zip(config.raters, ["manager"] + ["rater"] * len(config.raters), strict=False):
             known = next((r for r in accounts.all() if r.name == rater), None)
             kind = "simulated" if config.simulated else "human"
+            if known is not None and known.kind != kind:
+                other = f"{rater}-{'program' if config.simulated else 'human'}"
+                raise UserError(
+                    f"rater '{rater}' is {known.kind} in this store, and its answers say so for ever: they cannot be "
+                    f"{kind} from now on. Give who labels now a name of its own: raters=[{other}, ...]"
+                )
             if known is None or known.role != role:
                 accounts.add(rater, role=role, kind=kind, sensitive=bool(known and known.sensitive))
             links[secrets.token_urlsafe(32)] = rater
