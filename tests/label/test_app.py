@@ -136,6 +136,19 @@ def test_sensitive_content_is_behind_a_click(store):
         assert page.index('<details class="card warn">') < page.index("question 77") < page.index("</details>")
 
 
+def test_a_sensitive_dispute_is_behind_a_click(store):
+    store.ask([pair(77, priority=5.0, sensitive=True, wanted=2)], "harm")
+    with served(store) as site:
+        for name, better in (("ann", "good"), ("bob", "bad")):
+            Accounts(store).add(name, sensitive=True)
+            visitor = site.visitor(name)
+            shown = re.findall(r"(good|bad) answer 77", visitor.get("/label").text)
+            visitor.answer("2" if shown[0] == better else "-2")
+        page = site.visitor("boss").get("/manage").text
+    summary = re.search(r"<summary>Comparison 7: (.*?)<span", page)[1]
+    assert "question 77" not in summary and "harmful content" in summary and "question 77" in page
+
+
 # the manager's
 
 

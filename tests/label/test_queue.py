@@ -286,6 +286,18 @@ def test_sensitive_items_are_for_who_opted_in_and_so_many_a_day(store):
     assert q.next("ann").sensitive
 
 
+def test_a_sensitive_item_that_was_left_or_let_lapse_was_shown_too(store):
+    store.ask([pair(i, sensitive=True) for i in range(4)], "batch")
+    q = queue(store, PLAIN.model_copy(update={"sensitive_cap": 2}), raters=())
+    Accounts(store).add("ann", sensitive=True)
+    q.skip(q.next("ann").assignment, "ann", "too much")
+    assert q.next("ann").sensitive
+    q.clock.now += PLAIN.lease + 1
+    assert q.next("ann") == Nothing("done")
+    q.clock.now += 86400
+    assert q.next("ann").sensitive
+
+
 def test_an_own_answer_is_a_demonstration(store):
     store.ask([pair(0)], "batch")
     q = queue(store)

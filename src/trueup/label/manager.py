@@ -161,13 +161,13 @@ def _disputed(db: sa.Connection, queue: Queue) -> list[dict[str, Any]]:
     """Items on which raters differ and nobody has had the last word, the widest apart first."""
     p, i = preferences, items
     settled = sa.exists().where(p.c.comparison == i.c.comparison, p.c.meta["purpose"].as_string() == ADJUDICATION)
-    query = sa.select(i.c.id, i.c.comparison).where(i.c.dispute > 0, i.c.gold.is_(None), ~settled)
+    query = sa.select(i.c.id, i.c.comparison, i.c.sensitive).where(i.c.dispute > 0, i.c.gold.is_(None), ~settled)
     out = []
     for row in db.execute(query.order_by(i.c.dispute.desc(), i.c.id).limit(DISPUTED)).all():
         said = sa.select(p.c.rater, p.c.kind, p.c.p, p.c.strength, p.c.both_bad, p.c.note)
         votes = db.execute(said.where(p.c.comparison == row.comparison, *live()).order_by(p.c.id)).all()
         asked = queue.comparison(db, row.comparison)
-        out.append({"item": row.id, "comparison": asked, "votes": votes})
+        out.append({"item": row.id, "comparison": asked, "sensitive": row.sensitive, "votes": votes})
     return out
 
 

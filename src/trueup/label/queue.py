@@ -187,10 +187,10 @@ class Queue:
         return db.execute(query.limit(1)).scalar()
 
     def _sensitive_today(self, db: sa.Connection, rater: str, now: float) -> int:
+        """How many the rater was shown: those left or let lapse, too."""
         a = assignments
         query = sa.select(sa.func.count()).select_from(a.join(items, items.c.id == a.c.item))
-        query = query.where(a.c.rater == rater, a.c.state == "done", a.c.purpose == "label")
-        query = query.where(a.c.finished >= now - now % DAY, items.c.sensitive)
+        query = query.where(a.c.rater == rater, a.c.leased >= now - now % DAY, items.c.sensitive)
         return db.execute(query).scalar_one()
 
     def _lend(self, db: sa.Connection, item: int, who: sa.Row[Any], purpose: Purpose, now: float) -> Task:
