@@ -10,11 +10,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from tests.label.ask import Clock, pair
+from tests.label.ask import Clock, pair, queue
 from tests.label.serving import TOKEN, served
 from trueup.label.accounts import Accounts
 from trueup.label.app import LabelConfig, make_app
-from trueup.label.queue import Rules
+from trueup.label.queue import Answer, Rules
 from trueup.records import UserError
 from trueup.store import Store
 from trueup.store.tables import log, raters, sessions
@@ -100,6 +100,14 @@ def test_onboarding_tells_the_known_answer(store):
         said = ann.answer("2" if left_is_good else "-2").text
         assert "Right." in said and "<strong>Good</strong> is better." in said
         assert "question 0" in ann.get("/label").text
+
+
+def test_practice_counts_practice_alone(store):
+    q = queue(store)
+    q.submit(q.next("ann").assignment, "ann", Answer(1))
+    store.ask([pair(50 + i, gold=1.0) for i in range(3)], "gold")
+    with served(store, rules=Rules(onboarding=3)) as site:
+        assert "Practice 1 of 3" in site.visitor("ann").get("/label").text
 
 
 def test_what_tests_a_rater_looks_like_any_other_item(store):
@@ -324,6 +332,8 @@ def test_there_is_no_secret_or_account_to_begin_with(tmp_path):
             assert httpx.post(site.url + "/sign-in", data=data).status_code == 403
     with pytest.raises(UserError, match="a password has 12 characters or more"):
         Accounts(store).add("root", password="short")
+    with pytest.raises(UserError, match="a password has at most 256 characters"):
+        Accounts(store).add("root", password="x" * 257)
     store.close()
 
 

@@ -267,6 +267,18 @@ def test_one_s_own_items_come_again_only_after_others(store):
     assert [answer(q, "ann")[0].item for _ in range(6)] == [1, 2, 3, 4, 1, 5]
 
 
+def test_a_repeat_that_lapsed_is_asked_again(store):
+    store.ask([pair(i) for i in range(8)], "batch")
+    q = queue(store, Rules(onboarding=0, gold_every=0, repeat_every=2, repeat_gap=1))
+    answer(q, "ann"), answer(q, "ann")
+    repeat = q.next("ann")
+    q.clock.now += 2000
+    again = q.next("ann")
+    assert repeat.purpose == again.purpose == "repeat" and again.assignment == repeat.assignment
+    answer(q, "ann")
+    assert q.next("ann").purpose == "label"
+
+
 def test_a_cap_holds(store):
     store.ask([pair(i) for i in range(4)], "batch")
     q = queue(store, PLAIN.model_copy(update={"cap": 2}))

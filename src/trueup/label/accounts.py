@@ -26,7 +26,7 @@ from trueup.store.tables import log, raters, sessions
 
 Role = Literal["rater", "manager"]
 NAME = re.compile(r"[\w.@-]{1,64}")
-SHORTEST = 12
+SHORTEST, LONGEST = 12, 256
 DAY = 86400.0
 WINDOW, BY_NAME, BY_ADDRESS = 900.0, 5, 20
 """So many failed sign-ins within WINDOW seconds, with one name or from one address, and the next ones are not tried."""
@@ -82,6 +82,8 @@ class Accounts:
             raise UserError(f"rater '{name}': kind must be human or simulated, not {kind!r}")
         if password is not None and len(password) < SHORTEST:
             raise UserError(f"rater '{name}': a password has {SHORTEST} characters or more")
+        if password is not None and len(password) > LONGEST:
+            raise UserError(f"rater '{name}': a password has at most {LONGEST} characters")
         values = {"role": role, "kind": kind, "sensitive": sensitive}
         if password is not None:
             values["password"] = self._hasher.hash(password)
@@ -103,7 +105,7 @@ class Accounts:
 
     def sign_in(self, name: str, password: str, address: str) -> str | None:
         """The new session's token; None where name and password do not go together. Raises TooMany."""
-        now = self.clock()
+        now, password = self.clock(), password[: LONGEST + 1]  # hashing takes longer, the longer it is
         with self.store.reading() as db:
             failed = sa.select(log.c.who, log.c.details).where(
                 log.c.what == "sign-in failed", log.c.time > now - WINDOW

@@ -244,7 +244,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         address = request.client.host if request.client else ""
         try:
             name, password = _text(form, "name"), _text(form, "password")
-            token = await run_in_threadpool(accounts.sign_in, name, password[:256], address)
+            token = await run_in_threadpool(accounts.sign_in, name, password, address)
         except TooMany:
             return page(
                 "sign-in.html", status=429, wrong="Too many failed sign-ins: wait a quarter of an hour.", accounts=True
@@ -282,10 +282,6 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
             chosen = "bad" if previous.both_bad else round((previous.strength or 0) * GRADES) * side(shown)
             flags = list(previous.meta.get("flags", flags))
             flags = flags[::-1] if task.swapped else flags
-        onboarding = None
-        progress = queue.progress(session.rater)
-        if task.purpose == "onboarding":
-            onboarding = {"at": progress["done"] + 1, "of": queue.onboarding_of(session.rater)}
         return {
             "task": task,
             "messages": _messages(task),
@@ -299,8 +295,8 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
             "flag_words": FLAGS,
             "reasons": REASONS,
             "can_skip": task.purpose != "onboarding",
-            "progress": progress,
-            "onboarding": onboarding,
+            "progress": queue.progress(session.rater),
+            "onboarding": queue.onboarding(session.rater) if task.purpose == "onboarding" else None,
             "previous": previous,
             "correcting": (previous.id if previous else -1) if again else None,
             "guideline": guideline,

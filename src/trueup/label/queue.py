@@ -173,6 +173,7 @@ class Queue:
         mine = (a.c.rater == rater, a.c.state == "done", a.c.purpose == "label")
         recent = sa.select(a.c.id).where(*mine).order_by(a.c.finished.desc()).limit(self.rules.repeat_gap)
         twice = sa.exists().where(again.c.item == a.c.item, again.c.rater == rater, again.c.round > 1)
+        twice = twice.where(again.c.state != "open")
         query = sa.select(a.c.item).join(items, items.c.id == a.c.item)
         query = query.where(*mine, ~twice, ~items.c.sensitive, a.c.id.not_in(recent))
         return db.execute(query.order_by(a.c.finished).limit(1)).scalar()
@@ -390,11 +391,12 @@ class Queue:
             db.execute(items.update().where(items.c.id == item).values(open=False))
             self.store.note(db, manager, "adjudicated", item=item, p=judged.p)
 
-    def onboarding_of(self, rater: str) -> int:
-        """How many items with known answers a new rater is shown first."""
+    def onboarding(self, rater: str) -> tuple[int, int]:
+        """Which item of the onboarding this rater is at, and of how many."""
         known = sa.select(sa.func.count()).select_from(items).where(items.c.gold.is_not(None), ~items.c.sensitive)
         with self.store.reading() as db:
-            return min(self.rules.onboarding, db.execute(known).scalar_one())
+            of = min(self.rules.onboarding, db.execute(known).scalar_one())
+            return self._ended(db, rater, "done")["onboarding"] + 1, of
 
     def pause(self, db: sa.Connection, by: str, rater: str, why: str) -> None:
         """Gives a rater nothing more; with an empty reason the rater goes on."""
