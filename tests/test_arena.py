@@ -237,12 +237,27 @@ def test_simulated_raters_are_told_apart(store, tmp_path):
     ask_arena(store, made(tmp_path, models=("red", "green")), ArenaConfig(comparisons=30))
     q = queue(store)
     Accounts(store).add("robot", kind="simulated")
-    for rater in ("ann", "robot"):
-        for _ in range(10):
-            q.submit(q.next(rater).assignment, rater, Answer(1))
+    for _ in range(10):
+        q.submit(q.next("robot").assignment, "robot", Answer(1))
     rows, kinds = arena_rows(store, arena_of(store, None))
-    assert kinds == {"human": 10, "simulated": 10}
-    assert "10 verdicts of human raters, 10 verdicts of simulated raters" in shown(standings(rows, kinds))
+    found = standings(rows, kinds)
+    (pair,) = found["pairs"]
+    assert kinds == {"simulated": 10} and found["by"] == "simulated raters, not people"
+    assert pair["people"] is None and pair["simulated"]["mean"] == found["pairs"][0]["share"]
+    assert pair["labelled"] == 10 and found["models"][0]["rating"] is not None
+    lines = shown(found).splitlines()
+    assert all("simulated raters, not people" in x for x in lines if "judged by" in x or "%" in x)
+    assert all("by simulated raters, not people" in x for x in lines if x.startswith(("red  ", "green  ")))
+    for _ in range(10):  # from now on people alone count
+        q.submit(q.next("ann").assignment, "ann", Answer(1))
+    rows, kinds = arena_rows(store, arena_of(store, None))
+    found = standings(rows, kinds)
+    (pair,) = found["pairs"]
+    assert kinds == {"human": 10, "simulated": 10} and found["by"] == "people"
+    assert pair["labelled"] == 10 and pair["simulated"] is None and pair["people"] is not None
+    said = shown(found)
+    assert "10 verdicts of human raters, 10 verdicts of simulated raters (left out)" in said
+    assert "10 judged by people" in said and "not people" not in said
 
 
 def test_which_arena(store, tmp_path):

@@ -72,7 +72,8 @@ def report(
 @dataclass
 class Row:
     """Two models on a prompt, in the order of their names: what people said of their answers (p that the first one's is
-    better, the mean over them; None where nobody has) and what each judge did."""
+    better, the mean over them; None where nobody has) and what each judge did. In an arena that no human has labelled
+    `people` are the simulated raters, and everything that is said of them says so."""
 
     prompt: str
     pair: tuple[str, str]
@@ -99,23 +100,23 @@ def arena_rows(store: Store, origin: str) -> tuple[list[Row], Counter[str]]:
         ).all()
     if not found:
         raise UserError(f"{store.name}: no arena '{origin.removeprefix(ORIGIN)}'")
-    people: dict[int, list[float]] = defaultdict(list)
+    labels: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     judges: dict[int, dict[str, float]] = defaultdict(dict)
-    last: dict[int, float] = {}
+    last: dict[str, dict[int, float]] = defaultdict(dict)
     kinds: Counter[str] = Counter()
     for vote in votes:
         purpose = vote.meta.get("purpose", "label")
         if vote.kind not in ("human", "simulated"):
             judges[vote.comparison][vote.rater] = vote.p
         elif purpose == ADJUDICATION:
-            last[vote.comparison] = vote.p
+            last[vote.kind][vote.comparison] = vote.p
         elif purpose == "label":
-            people[vote.comparison].append(vote.p)
+            labels[vote.kind][vote.comparison].append(vote.p)
             kinds[vote.kind] += 1
-    rows = []
+    rows, kind = [], _kind(kinds)
     for one in found:
-        said = people.get(one.comparison)
-        p_people = last.get(one.comparison, sum(said) / len(said)) if said else None
+        said = labels[kind].get(one.comparison)
+        p_people = last[kind].get(one.comparison, sum(said) / len(said)) if said else None
         for models in one.meta["pairs"]:
             turned = models[0] > models[1]
             rows.append(
@@ -128,6 +129,11 @@ def arena_rows(store: Store, origin: str) -> tuple[list[Row], Counter[str]]:
                 )
             )
     return rows, kinds
+
+
+def _kind(kinds: Mapping[str, int]) -> str:
+    """Whose verdicts count: people's, or where there are none, simulated raters'. Never both together."""
+    return "human" if kinds.get("human") or not kinds.get("simulated") else "simulated"
 
 
 def arena_of(store: Store, wanted: str | None) -> str:
@@ -194,7 +200,8 @@ def standings(
     """What is known of each pair of models and of each model.
 
     Of a pair, with its first model's share of wins (ties one half) over all its prompts: `people`, from those that
-    people judged; `judge`, the judge's own; `both`, people's with the judge's verdicts to narrow it
+    people judged (`simulated` in its place where no human has, and `by` says so); `judge`, the judge's own; `both`,
+    theirs with the judge's verdicts to narrow it
     (`trueup.math.prediction_powered_mean`), None each where there is nothing. Equal answers are ties and known. Of a
     model its Bradley-Terry rating on Elo's scale, mean 1000, by those shares, with a 95% interval over prompts.
     """
@@ -203,6 +210,7 @@ def standings(
         if len(known) > 1:
             raise UserError(f"several judges have been asked: by={' or by='.join(known)}")
         judge = known[0] if known else None
+    simulated = _kind(kinds) == "simulated"
     of: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         of[row.pair].append(row)
@@ -229,7 +237,8 @@ def standings(
                 "decisive": len(decisive),
                 "wins": sum(p > 0.5 for p in decisive),
                 "needed": decisive_pairs(share),
-                "people": _whole(alone, same, len(its)),
+                "people": None if simulated else _whole(alone, same, len(its)),
+                "simulated": _whole(alone, same, len(its)) if simulated else None,
                 "judge": float(np.mean(f + rest)) * len(apart) / len(its) + 0.5 * same / len(its)
                 if judge and apart
                 else None,
@@ -237,7 +246,13 @@ def standings(
                 "share": None if best is None else _whole(best, same, len(its))["mean"],
             }
         )
-    return {"judge": judge, "raters": dict(kinds), "pairs": pairs, "models": _ratings(of, weights, judge, seed)}
+    return {
+        "by": "simulated raters, not people" if simulated else "people",
+        "judge": judge,
+        "raters": dict(kinds),
+        "pairs": pairs,
+        "models": _ratings(of, weights, judge, seed),
+    }
 
 
 def _predictions(rows: Sequence[Row], judge: str | None) -> list[float]:
@@ -318,15 +333,19 @@ def _elo(order: Sequence[tuple[str, str]], names: Sequence[str], shares: Any) ->
 
 def shown(found: Mapping[str, Any]) -> str:
     """The standings for a terminal."""
-    raters = ", ".join(f"{n} verdicts of {kind} raters" for kind, n in sorted(found["raters"].items())) or "no verdicts"
-    lines = [raters + (f"; judge: {found['judge']}" if found["judge"] else "")]
+    of, by = found["raters"], found["by"]
+    left_out = " (left out)" if len(of) > 1 else ""
+    raters = ", ".join(
+        f"{n} verdicts of {kind} raters" + (left_out if kind == "simulated" else "") for kind, n in sorted(of.items())
+    )
+    lines = [(raters or "no verdicts") + (f"; judge: {found['judge']}" if found["judge"] else "")]
     for pair in found["pairs"]:
         a, b = pair["models"]
         lines.append(
-            f"{a} against {b}: {pair['labelled']} judged by people, {pair['decisive']} no ties, {pair['wins']} of them "
-            f"won by {a}; {pair['same']} of {pair['comparisons']} answers equal"
+            f"{a} against {b}: {pair['labelled']} judged by {by}, {pair['decisive']} no ties, {pair['wins']} of "
+            f"them won by {a}; {pair['same']} of {pair['comparisons']} answers equal"
         )
-        for what, name in (("people", "people"), ("both", "people, narrowed by the judge")):
+        for what, name in (("people", by), ("simulated", by), ("both", f"{by}, narrowed by the judge")):
             if pair[what]:
                 one = pair[what]
                 lines.append(f"  {name:30} {one['mean']:6.1%} [{one['low']:.1%}, {one['high']:.1%}]")
@@ -339,5 +358,6 @@ def shown(found: Mapping[str, Any]) -> str:
             lines.append(f"{model['name']:32} no rating yet: a pair of models has no verdict of people")
         else:
             low, high = model["interval"]
-            lines.append(f"{model['name']:32} {model['rating']:6.0f} [{low:.0f}, {high:.0f}]")
+            marked = "" if by == "people" else f"  by {by}"
+            lines.append(f"{model['name']:32} {model['rating']:6.0f} [{low:.0f}, {high:.0f}]{marked}")
     return "\n".join(lines)
