@@ -121,6 +121,18 @@ def test_what_people_are_asked(store, tmp_path):
     assert label(store) == 50
 
 
+def test_more_may_be_asked_later_and_nothing_again(store, tmp_path):
+    files = made(tmp_path, models=("red", "green"))
+    ask_arena(store, files, ArenaConfig(comparisons=30))
+    assert label(store) == 30
+    assert "asked 80" in ask_arena(store, files, ArenaConfig(comparisons=80))
+    assert label(store) == 50 and label(store) == 0
+    ask_arena(store, files, ArenaConfig(comparisons=80, raters=2))
+    assert label(store) == 0 and label(store, raters=("bob",)) == 80
+    ask_arena(store, files, ArenaConfig(comparisons=30))  # fewer: what was asked stays
+    assert store.open_items(arena_of(store, None)) == 0 and len(store.preferences()) == 160
+
+
 def test_models_that_answer_alike_share_a_comparison(store, tmp_path):
     files = {
         name: write(tmp_path / f"{name}.jsonl", {"q": text})

@@ -129,6 +129,19 @@ def test_people_are_asked_a_comparison_once(store):
     assert store.ask([Asked(PAIR, wanted=0)], "kept alone") == 1 and store.open_items("kept alone") == 0
 
 
+def test_more_raters_may_be_asked_later(store):
+    known = Asked(Comparison(Prompt.of("3 + 3?"), PAIR.completions), gold=1.0)
+    settled = Asked(Comparison(Prompt.of("4 + 4?"), PAIR.completions))
+    store.ask([Asked(PAIR, wanted=0), known, settled], "batch 1")
+    store.append([replace(ROW, comparison=settled.comparison, meta={"purpose": "adjudication"})])
+    more = [replace(one, wanted=2) for one in (Asked(PAIR), known, settled)]
+    assert store.ask(more, "batch 1") == 0
+    assert store.ask([Asked(PAIR)], "batch 1") == 0
+    with store.reading() as db:
+        rows = db.execute(sa.select(items.c.wanted, items.c.open).order_by(items.c.id)).all()
+    assert rows == [(2, True), (2, False), (2, False)]
+
+
 def test_a_store_of_schema_1_is_brought_up_to_date(tmp_path):
     """As users have it on their disks; its verdicts are there still, and its tables are those of a new store."""
     old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"

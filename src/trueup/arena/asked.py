@@ -71,7 +71,8 @@ def _name(run: Path) -> str:
 
 
 def ask_arena(store: Store, answers: Mapping[str, Path], config: ArenaConfig) -> str:
-    """Puts the comparisons into the store; what to tell whoever asked. The same call again changes nothing."""
+    """Puts the comparisons into the store; what to tell whoever asked. The same call again changes nothing; with
+    more comparisons or raters it adds what is missing."""
     from trueup.math import decisive_pairs
 
     said: dict[str, dict[str, tuple[Prompt, Completion]]] = {}

@@ -20,11 +20,10 @@ from pydantic import Field
 from trueup.arena.asked import ORIGIN
 from trueup.config import Config, Seed, numbers, override, parse
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
-from trueup.label.queue import ADJUDICATION
 from trueup.math import decisive_pairs, prediction_powered_mean
 from trueup.records import Comparison, Completion, Judge, UserError, write_json
 from trueup.run import now
-from trueup.store import Judged, Store, as_prompt, live
+from trueup.store import ADJUDICATION, Judged, Store, as_prompt, live
 from trueup.store.tables import comparisons, completions, items, preferences, prompts
 
 RESAMPLES = 1000

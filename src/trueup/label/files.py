@@ -19,10 +19,10 @@ from typing import Any, get_args
 from trueup.data.completions import read_completions
 from trueup.data.files import raw_rows
 from trueup.data.readers import Useless, preference_of
-from trueup.label.queue import ADJUDICATION, TEST
+from trueup.label.queue import TEST
 from trueup.records import Comparison, Prompt, UserError, write_jsonl
 from trueup.run import now
-from trueup.store import Asked, Judged, Kind, Store, as_row
+from trueup.store import ADJUDICATION, Asked, Judged, Kind, Store, as_row
 
 GOLD = {"first": 1.0, "second": 0.0, "tie": 0.5}
 OWN = (

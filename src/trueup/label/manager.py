@@ -15,8 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from trueup.agreement import alpha, by_rater, pair_kappas, wilson
-from trueup.label.queue import ADJUDICATION, Queue, side
-from trueup.store import Store, live
+from trueup.label.queue import Queue, side
+from trueup.store import ADJUDICATION, Store, live
 from trueup.store.tables import assignments, comparisons, completions, items, log, preferences, raters
 
 DISPUTED, FLAGGED, PAIRS, LOG_ROWS = 20, 20, 15, 100

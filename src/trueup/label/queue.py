@@ -23,7 +23,7 @@ from pydantic import Field
 
 from trueup.config import Config
 from trueup.records import Comparison, Completion, UserError
-from trueup.store import Judged, Store, as_prompt, live
+from trueup.store import ADJUDICATION, Judged, Store, as_prompt, live
 from trueup.store.tables import assignments, comparisons, completions, demonstrations, items, preferences, prompts
 from trueup.store.tables import raters as raters_table
 
@@ -32,8 +32,6 @@ GRADES = 3
 Purpose = Literal["label", "onboarding", "gold", "repeat"]
 TEST = ("onboarding", "gold")
 """Purposes whose answer is known."""
-ADJUDICATION = "adjudication"
-"""The purpose of a manager's verdict on what raters dispute."""
 DAY = 86400.0
 _first, _second, _others = completions.alias("a"), completions.alias("b"), assignments.alias("others")
 

@@ -52,6 +52,8 @@ from trueup.store.tables import (
 )
 
 Kind = Literal["human", "ai", "gold", "simulated"]
+ADJUDICATION = "adjudication"
+"""The purpose of a manager's verdict on what raters dispute."""
 BATCH = 1000
 """Rows that one statement adds."""
 WRITER = 0x7275_6575
@@ -171,7 +173,8 @@ class Store:
     def ask(self, asked: Iterable[Asked], origin: str) -> int:
         """Puts comparisons into the queue for people, all or none; returns how many were not there yet.
 
-        A comparison that is there already (the same pair, from the same origin) stays as it was asked first."""
+        A comparison that is there already (the same pair, from the same origin) stays as it was asked first, but that
+        it is asked of more raters where more are wanted now."""
         rows = list(asked)
         for row in rows:
             if row.wanted < 0 or not math.isfinite(row.priority):
@@ -194,6 +197,9 @@ class Store:
                     for number, row in zip(numbers, part, strict=True)
                 ]
                 db.execute(self.insert(items), values)
+                more = [{"at": v["comparison"], "raters": v["wanted"]} for v in values if v["wanted"]]
+                if more:
+                    db.execute(_WANT_MORE, more)
             new: int = db.execute(count).scalar_one() - before
             self.note(db, "trueup", "asked", origin=origin, new=new)
         return new
@@ -322,6 +328,17 @@ SAID = (
     *("supersedes", "assignment", "withdrawn"),
 )
 """Columns of `preferences` that are fields of `Judged` under the same name."""
+
+
+_raters, _said = sa.bindparam("raters", type_=sa.Integer), preferences.alias("said")
+_settled = sa.exists().where(
+    _said.c.comparison == items.c.comparison, _said.c.meta["purpose"].as_string() == ADJUDICATION
+)
+_WANT_MORE = (
+    items.update()
+    .where(items.c.comparison == sa.bindparam("at"), items.c.wanted < _raters)
+    .values(wanted=_raters, open=sa.and_(items.c.gold.is_(None), items.c.done < _raters, ~_settled))
+)
 
 
 def live(p: Any = preferences) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
