@@ -12,7 +12,7 @@ from tests.label.ask import grade, pair, queue
 from tests.shared import SHARED, needs_shared
 from trueup.agreement import alpha, by_rater, cohen_kappa, pair_kappas
 from trueup.data.readers import read_demonstrations, read_preferences
-from trueup.label.files import ask_file, export_file, import_file
+from trueup.label.files import ask_file, export_file, import_file, preference_rows
 from trueup.label.manager import figures, manager_view, share
 from trueup.label.queue import Answer
 from trueup.records import Comparison, Completion, Prompt, UserError
@@ -86,6 +86,57 @@ def test_what_goes_out_comes_in_again(store, tmp_path, suffix):
     with pytest.raises(UserError, match=r"expected \.jsonl or \.parquet"):
         export_file(store, "labels", tmp_path / "x.csv")
     other.close()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_raters_who_disagree_come_in_on_the_same_comparison(store, tmp_path, suffix):
+    """However each row is turned, alpha, the preferences and the last word are the same after a round trip."""
+    store.ask([pair(i, wanted=2) for i in range(6)], "batch")
+    q = queue(store)
+    for k in range(6):
+        for name, better in (("ann", "bad" if k < 2 else "good"), ("bob", "good" if k < 3 else "bad")):
+            task = q.next(name)
+            q.submit(task.assignment, name, Answer(grade(task, better)))
+    q.adjudicate(1, "ann", Answer(3))
+    other, out = Store(tmp_path / "other.sqlite"), tmp_path / f"labels{suffix}"
+    assert export_file(store, "labels", out) == 13
+    assert str(import_file(other, out, origin="x")) == "13 new of 13 rows"
+    assert str(import_file(other, out, origin="x")) == "0 new of 13 rows"
+    assert [(j.comparison, j.p) for j in other.preferences()] == [(j.comparison, j.p) for j in store.preferences()]
+    assert manager_view(other, 0.0)["alpha"] == manager_view(store, 0.0)["alpha"]
+
+    def told(one):
+        rows = [{k: v for k, v in row.items() if k not in ("chosen", "rejected")} for row in preference_rows(one)]
+        return rows, [row["chosen"] for row in preference_rows(one) if row["label"] > 0.5]
+
+    assert told(other) == told(store) and next(preference_rows(other))["adjudicated"]
+    assert import_file(store, out, origin="x").new == 12  # beside its own, on the same comparisons
+    assert len({j.comparison for j in store.preferences()}) == 6
+    other.close()
+
+
+def test_others_files_name_a_comparison_in_two_orders(store, tmp_path):
+    rows = [
+        {"prompt": "a?", "chosen": "1", "rejected": "2", "rater": "ann"},
+        {"prompt": "a?", "chosen": "2", "rejected": "1", "rater": "bob"},
+    ]
+    assert import_file(store, write(tmp_path / "one.jsonl", rows), origin="x").new == 2
+    assert import_file(store, write(tmp_path / "two.jsonl", rows[::-1]), origin="x").new == 0
+    assert len({j.comparison for j in store.preferences()}) == 1 and [j.p for j in store.preferences()] == [1.0, 0.0]
+
+
+def test_answers_to_what_is_known_come_in_as_no_opinion(store, tmp_path):
+    rows = [
+        {"prompt": "a?", "chosen": "1", "rejected": "2", "rater": "ann", "purpose": purpose}
+        for purpose in ("onboarding", "gold", "label", "repeat")
+    ]
+    told = import_file(store, write(tmp_path / "labels.jsonl", rows), origin="x")
+    assert str(told) == "1 new of 4 rows; 2 left out: answers to what is known; 1 left out: second askings"
+    long = {**rows[2], "time": "2026-01-01T00:00:00+00:00 " * 3, "purpose": None}
+    with pytest.raises(UserError, match=r"long\.jsonl, line 1: column 'time': more than 32 characters"):
+        import_file(store, write(tmp_path / "long.jsonl", [long]), origin="x")
+    with pytest.raises(UserError, match=r"odd\.jsonl, line 1: column 'strength': 'very'; expected a number"):
+        import_file(store, write(tmp_path / "odd.jsonl", [{**rows[2], "strength": "very"}]), origin="x")
 
 
 def test_argilla_s_records_come_in(store, tmp_path):

@@ -5,14 +5,17 @@ ask        prompt, first, second (or chosen, rejected; or a completions.jsonl of
 import     the ecosystem's prompt, chosen, rejected, label, rater, strength, time; Argilla's records, nested
            (`to_json`) or flat (`to_datasets`); Label Studio's JSON with a Pairwise tag
 export     labels, one row a verdict; preferences, one row a comparison; demonstrations
+
+What was exported comes in as it was: on the same comparisons, an adjudication as one. Answers to what is known, and
+second askings, are no opinion and are left out.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +25,7 @@ from trueup.data.readers import Useless, preference_of
 from trueup.label.queue import TEST
 from trueup.records import Comparison, Prompt, UserError, write_jsonl
 from trueup.run import now
-from trueup.store import ADJUDICATION, Asked, Judged, Kind, Store, as_row
+from trueup.store import ADJUDICATION, LONGEST_TIME, Asked, Judged, Kind, Store, as_row, completion_id
 
 GOLD = {"first": 1.0, "second": 0.0, "tie": 0.5}
 OWN = (
@@ -37,6 +40,8 @@ OWN = (
     "explanation",
     "sensitive",
     "priority",
+    "flags",
+    "turned",
 )
 """Columns that say something of a verdict or an asking, not of the prompt."""
 
@@ -144,7 +149,23 @@ def import_file(store: Store, path: Path, *, origin: str, kind: Kind = "human") 
         judged += _verdicts(row, f"{path}, {place}", origin, kind, dropped)
     if not judged and not dropped:
         raise UserError(f"{path}: no rows")
-    return Told(store.append(judged), len(judged) + sum(dropped.values()), dropped)
+    new = store.append(_one_way_round(store, judged))
+    return Told(new, len(judged) + sum(dropped.values()), dropped)
+
+
+def _one_way_round(store: Store, judged: Sequence[Judged]) -> list[Judged]:
+    """A file puts what was chosen first, so that two who disagree name one comparison in two orders: in each origin it
+    is the one of the store, or that of the file's first row."""
+    known, out = store.pairs({j.origin for j in judged}), []
+    for j in judged:
+        prompt, sides = j.comparison.prompt, j.comparison.completions
+        pair = (j.origin, *(completion_id(prompt, side) for side in sides))
+        if pair not in known and (pair[0], pair[2], pair[1]) in known:
+            j = replace(j, comparison=Comparison(prompt, sides[::-1]), p=1 - j.p)
+        else:
+            known.add(pair)
+        out.append(j)
+    return out
 
 
 def _verdicts(row: dict[str, Any], where: str, origin: str, kind: Kind, dropped: Counter[str]) -> list[Judged]:
@@ -175,19 +196,33 @@ def _verdicts(row: dict[str, Any], where: str, origin: str, kind: Kind, dropped:
     of_row = row.get("kind") or kind
     if of_row not in get_args(Kind):
         raise UserError(f"{where}: column 'kind': {of_row!r}; expected one of {', '.join(get_args(Kind))}")
-    strength = row.get("strength")
+    purpose = row.get("purpose")
+    if purpose in (*TEST, "repeat"):
+        dropped["second askings" if purpose == "repeat" else "answers to what is known"] += 1
+        return []
+    strength, time = row.get("strength"), str(row.get("time") or now())
+    try:
+        strength = None if strength is None else float(strength)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: column 'strength': {strength!r}; expected a number") from None
+    if len(time) > LONGEST_TIME:
+        raise UserError(f"{where}: column 'time': more than {LONGEST_TIME} characters: {time!r}")
+    sides, p_first = (p.chosen, p.rejected), p.label
+    if row.get("turned"):
+        sides, p_first = sides[::-1], 1 - p_first
     return [
         Judged(
-            Comparison(Prompt(p.prompt.messages, _without(p.prompt.meta)), (p.chosen, p.rejected)),
-            p.label,
+            Comparison(Prompt(p.prompt.messages, _without(p.prompt.meta)), sides),
+            p_first,
             p.rater or "someone",
             of_row,
             str(row.get("origin") or origin),
-            str(row.get("time") or now()),
-            strength=None if strength is None else float(strength),
+            time,
+            strength=strength,
             tie=p.label == 0.5 and not row.get("both_bad"),
             both_bad=bool(row.get("both_bad")),
             note=str(row.get("note") or ""),
+            meta={"purpose": ADJUDICATION} if purpose == ADJUDICATION else {},
         )
     ]
 
@@ -274,7 +309,7 @@ def _label_studio(row: dict[str, Any], where: str, origin: str, kind: Kind, drop
         by = annotation.get("completed_by")
         rater = str(by.get("email") or by.get("id")) if isinstance(by, dict) else str(by or "someone")
         p = float(chosen[0] == "left")
-        time = str(annotation.get("created_at") or now())[:32]
+        time = str(annotation.get("created_at") or now())[:LONGEST_TIME]
         seconds = annotation.get("lead_time")
         meta = {} if seconds is None else {"seconds": seconds}
         out.append(Judged(comparison, p, rater, kind, origin, time, meta=meta))
@@ -282,10 +317,12 @@ def _label_studio(row: dict[str, Any], where: str, origin: str, kind: Kind, drop
 
 
 def label_rows(store: Store) -> Iterator[dict[str, Any]]:
-    """One row a verdict that stands: the ecosystem's columns, who, what, when, how sure, and for what it was asked."""
+    """One row a verdict that stands: the ecosystem's columns, who, what, when, how sure, and for what it was asked.
+    `turned`: what was chosen is the second of the comparison as it is stored."""
     for j in store.preferences():
         yield {
             **as_row(j),
+            "turned": j.p < 0.5,
             **{"kind": j.kind, "strength": j.strength, "tie": j.tie, "both_bad": j.both_bad, "time": j.time},
             **{"note": j.note, "origin": j.origin, "purpose": j.meta.get("purpose"), "flags": j.meta.get("flags")},
         }

@@ -37,6 +37,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from trueup.records import Comparison, Completion, Demonstration, Message, Prompt, UserError
 from trueup.store.tables import (
     APPEND_ONLY,
+    LONGEST_TIME,
     SCHEMA,
     about,
     comparisons,
@@ -226,6 +227,13 @@ class Store:
         numbers = {(row.first, row.second): row.id for row in db.execute(found)}
         return [numbers[p["first"], p["second"]] for p in pairs]
 
+    def pairs(self, origins: Iterable[str]) -> set[tuple[str, ...]]:
+        """The comparisons of some origins: origin, and the ids of the first and the second completion."""
+        c = comparisons.c
+        with self.reading() as db:
+            found = db.execute(sa.select(c.origin, c.first, c.second).where(c.origin.in_(set(origins))))
+            return {tuple(row) for row in found}
+
     def add_prompt(self, db: sa.Connection, prompt: Prompt) -> str:
         """Within a caller's transaction: the prompt's id, new or old."""
         db.execute(self.insert(prompts), [self._prompt(prompt)])
@@ -245,8 +253,11 @@ class Store:
         if comparison is None:
             [comparison] = self._add_comparisons(db, [row.comparison], row.origin)
         p = preferences
-        said = {"rater": row.rater, "supersedes": row.supersedes, "assignment": row.assignment}
+        said = {"rater": self._text(row.rater), "supersedes": row.supersedes, "assignment": row.assignment}
         same = [p.c.comparison == comparison, *(p.c[name].is_not_distinct_from(v) for name, v in said.items())]
+        if row.assignment is None:  # a rater's own opinion and the same person's last word on a dispute are two
+            last = p.c.meta["purpose"].as_string() == ADJUDICATION
+            same.append(sa.func.coalesce(last, sa.false()) == (row.meta.get("purpose") == ADJUDICATION))
         if db.execute(sa.select(p.c.id).where(*same)).first():
             return False
         if row.supersedes is not None:
@@ -381,6 +392,8 @@ def _check(row: Judged) -> None:
         raise UserError(f"rater '{row.rater}': kind must be one of {', '.join(get_args(Kind))}, not {row.kind!r}")
     if len(row.comparison.completions) != 2:
         raise UserError(f"rater '{row.rater}': a verdict is on two completions, not {len(row.comparison.completions)}")
+    if len(row.time) > LONGEST_TIME:
+        raise UserError(f"rater '{row.rater}': a time has at most {LONGEST_TIME} characters, not {row.time!r}")
     if row.tie and row.p != 0.5:
         raise UserError(f"rater '{row.rater}': a tie has p = 1/2, not {row.p!r}")
 

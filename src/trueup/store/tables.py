@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 APPEND_ONLY = ("prompts", "completions", "comparisons", "preferences", "demonstrations", "log")
 
+LONGEST_TIME = 32
+
 meta = sa.MetaData()
 about = sa.Table("about", meta, sa.Column("schema", sa.Integer, nullable=False))
 prompts = sa.Table(
@@ -48,7 +50,7 @@ preferences = sa.Table(
     sa.Column("both_bad", sa.Boolean, nullable=False),
     sa.Column("rater", sa.Text, nullable=False),
     sa.Column("kind", sa.String(10), nullable=False),
-    sa.Column("time", sa.String(32), nullable=False),
+    sa.Column("time", sa.String(LONGEST_TIME), nullable=False),
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("meta", sa.JSON, nullable=False),
     sa.Column("supersedes", sa.ForeignKey("preferences.id"), unique=True),
@@ -109,7 +111,7 @@ demonstrations = sa.Table(
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("rater", sa.Text, nullable=False),
     sa.Column("kind", sa.String(10), nullable=False),
-    sa.Column("time", sa.String(32), nullable=False),
+    sa.Column("time", sa.String(LONGEST_TIME), nullable=False),
     sa.Column("assignment", sa.ForeignKey("assignments.id")),
 )
 raters = sa.Table(
