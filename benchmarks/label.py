@@ -2,6 +2,7 @@
 
     python benchmarks/label.py load --raters 50 --seconds 60    raters over HTTP; kill -9 in the midst; nothing lost
     python benchmarks/label.py large --comparisons 100000        time of next item and submit at the server
+        --gold-every 0                                      and where no answer is known; else every 1000th is
 
 Both take --store postgresql://... instead of a file of their own. docs/labelling.md has the figures.
 """
@@ -127,11 +128,15 @@ def load(store: str, raters: int, seconds: float) -> dict[str, object]:
     }
 
 
-def large(store: str, comparisons: int, answers: int) -> dict[str, object]:
+def large(store: str, comparisons: int, answers: int, gold_every: int) -> dict[str, object]:
     """Time of `next` and `submit`, without HTTP, when the store holds so many comparisons and half of them answered."""
     kept = Store(store)
     kept.ask(
-        [pair(i, wanted=1 + i % 10 // 9 * 2, gold=1.0 if i % 1000 == 0 else None) for i in range(comparisons)], "l"
+        [
+            pair(i, wanted=1 + i % 10 // 9 * 2, gold=1.0 if gold_every and i % gold_every == 0 else None)
+            for i in range(comparisons)
+        ],
+        "l",
     )
     accounts = Accounts(kept)
     names = [f"r{i}" for i in range(20)]
@@ -154,7 +159,7 @@ def large(store: str, comparisons: int, answers: int) -> dict[str, object]:
             took[what].append(marks[k + 1][0] - marks[k][0])
             took[f"{what}_cpu"].append(marks[k + 1][1] - marks[k][1])
     kept.close()
-    out: dict[str, object] = {"comparisons": comparisons, "answers": answers}
+    out: dict[str, object] = {"comparisons": comparisons, "gold_every": gold_every, "answers": answers}
     for name, values in took.items():
         values.sort()
         out[f"{name}_ms"] = {q: round(1000 * values[int(q / 100 * (len(values) - 1))], 2) for q in (50, 95, 99)}
@@ -196,13 +201,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--comparisons", type=int, default=100_000)
     parser.add_argument("--answers", type=int, default=2000)
+    parser.add_argument("--gold-every", type=int, default=1000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = asked.store or str(Path(folder) / "s.sqlite")
         if asked.what == "load":
             found = load(store, asked.raters, asked.seconds)
         else:
-            found = large(store, asked.comparisons, asked.answers)
+            found = large(store, asked.comparisons, asked.answers, asked.gold_every)
     print(json.dumps({**found, "processors": os.cpu_count()}, indent=2))
     sys.exit(bool(found.get("lost") or found.get("twice")))
 

@@ -220,6 +220,18 @@ def test_a_known_answer_may_be_left_but_no_onboarding(store):
     assert [answer(q, "ann")[0].purpose for _ in range(3)] == ["label", "label", "gold"]  # no other in its place
 
 
+def test_known_answers_are_found_by_their_index(store):
+    """Of a hundred thousand items without one, none is looked at."""
+    q = queue(store)
+    with store.reading() as db:
+        query = q._golds("ann").compile(db, compile_kwargs={"literal_binds": True})
+        if store.remote:  # so small a table it reads whole, unless it is told not to
+            db.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        explain = "EXPLAIN" if store.remote else "EXPLAIN QUERY PLAN"
+        plan = "\n".join(str(row) for row in db.exec_driver_sql(f"{explain} {query}"))
+    assert "items_gold" in plan
+
+
 def test_who_misses_known_answers_is_paused(store):
     store.ask([pair(i, gold=1.0) for i in range(6)] + [pair(9)], "gold")
     q = queue(store, Rules(onboarding=6, gold_bar=0.7))

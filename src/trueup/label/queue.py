@@ -131,14 +131,13 @@ class Queue:
         done, left = self._ended(db, rater, "done"), self._ended(db, rater, "skipped")
         if self.rules.cap and done.total() >= self.rules.cap:
             return Nothing("cap")
-        if done["onboarding"] < self.rules.onboarding and (item := self._gold(db, rater)) is not None:
-            return self._lend(db, item, who, "onboarding", now)
         usual = done["label"] + done["repeat"]
         # What was left counts, too: another test in its place would tell that it was one.
         golds, repeats = (done[purpose] + left[purpose] for purpose in ("gold", "repeat"))
+        practice = done["onboarding"] < self.rules.onboarding
         gold_due = self.rules.gold_every and usual >= self.rules.gold_every * (golds + 1)
-        if gold_due and (item := self._gold(db, rater)) is not None:
-            return self._lend(db, item, who, "gold", now)
+        if (practice or gold_due) and (item := db.execute(self._golds(rater)).scalar()) is not None:
+            return self._lend(db, item, who, "onboarding" if practice else "gold", now)
         repeat_due = self.rules.repeat_every and done["label"] >= self.rules.repeat_every * (repeats + 1)
         if repeat_due and (item := self._seen_long_ago(db, rater)) is not None:
             return self._lend(db, item, who, "repeat", now)
@@ -158,12 +157,15 @@ class Queue:
         query = sa.select(a.c.purpose, sa.func.count()).where(a.c.rater == rater, a.c.state == state)
         return Counter({purpose: n for purpose, n in db.execute(query.group_by(a.c.purpose))})
 
-    def _gold(self, db: sa.Connection, rater: str) -> int | None:
-        """One with a known answer that the rater has not met. Sensitive ones are none: they must be asked of all."""
+    def _golds(self, rater: str) -> sa.Select[Any]:
+        """One with a known answer that the rater has not met. Sensitive ones are none: they must be asked of all.
+
+        In the order of the sum, which is no index's: in that of the ids the database would read all items where few or
+        none of them have a known answer."""
         a = assignments
         met = sa.exists().where(a.c.item == items.c.id, a.c.rater == rater, a.c.state != "open")
-        query = sa.select(items.c.id).where(items.c.gold.is_not(None), ~items.c.sensitive, ~met)
-        return db.execute(query.order_by(items.c.id).limit(1)).scalar()
+        query = sa.select(items.c.id).where(items.c.gold >= 0, ~items.c.sensitive, ~met)
+        return query.order_by(items.c.id + 0).limit(1)
 
     def _seen_long_ago(self, db: sa.Connection, rater: str) -> int | None:
         """The rater's oldest item that was asked once, with others in between."""
