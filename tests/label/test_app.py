@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import threading
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 
 from tests.label.ask import Clock, pair, queue
 from tests.label.serving import TOKEN, served
-from trueup.label.accounts import Accounts
+from trueup.label.accounts import Accounts, TooMany
 from trueup.label.app import LabelConfig, make_app
 from trueup.label.queue import Answer, Rules
 from trueup.records import UserError
@@ -320,6 +321,21 @@ def test_passwords_are_hashed_and_guessing_is_stopped(store, tmp_path):
         clock.now += 901
         assert tries(site, "root", PASSWORD) == 303
         assert tries(site, "", "") == tries(site, "root", "x" * 5000) == 403
+
+
+def test_guesses_at_the_same_time_are_counted_one_after_the_other(store):
+    accounts, said = Accounts(store), []
+    accounts.add("root", role="manager", password=PASSWORD)
+
+    def guess(k):
+        try:
+            said.append(accounts.sign_in("root", f"guess {k}", "1.2.3.4"))
+        except TooMany:
+            said.append("not tried")
+
+    threads = [threading.Thread(target=guess, args=(k,)) for k in range(12)]
+    [t.start() for t in threads], [t.join(60) for t in threads]
+    assert sorted(map(str, said)) == ["None"] * 5 + ["not tried"] * 7
 
 
 def test_there_is_no_secret_or_account_to_begin_with(tmp_path):

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Accounts:
     days: float = 14
 
     def __post_init__(self) -> None:
-        self._hasher = PasswordHasher()
+        self._hasher, self._signing = PasswordHasher(), threading.Lock()
         self._nobody = self._hasher.hash(secrets.token_hex())
 
     def add(
@@ -104,7 +105,13 @@ class Accounts:
             return list(db.execute(sa.select(raters).order_by(raters.c.name)).all())
 
     def sign_in(self, name: str, password: str, address: str) -> str | None:
-        """The new session's token; None where name and password do not go together. Raises TooMany."""
+        """The new session's token; None where name and password do not go together. Raises TooMany.
+
+        One at a time: guesses sent together would each be tried before any of them was counted."""
+        with self._signing:
+            return self._sign_in(name, password, address)
+
+    def _sign_in(self, name: str, password: str, address: str) -> str | None:
         now, password = self.clock(), password[: LONGEST + 1]  # hashing takes longer, the longer it is
         with self.store.reading() as db:
             failed = sa.select(log.c.who, log.c.details).where(
