@@ -389,6 +389,20 @@ def test_a_name_that_is_not_ours_is_refused(site):
         assert site.visitor().get("/sign-in", headers={"Host": host}).status_code in (400, 421)
 
 
+def test_odd_texts_and_numbers_are_refused(site):
+    boss = site.visitor("boss")
+    for number in (2**31, 2**63, 2**70, -1):
+        for path in (f"/label/{number}", f"/adjudicate/{number}"):
+            assert boss.send_form(path, grade="2", do="keep").status_code == 404
+        for path in (f"/feedback/{number}", f"/log?before={number}", f"/label?again={number}"):
+            assert boss.get(path).status_code == 404
+    for field in ("note", "own"):
+        assert boss.answer(**{field: "a\0b"}).status_code == 400
+    assert boss.send_form("/pause", rater="a\0b", why="x").status_code == 400
+    assert boss.send_form("/sign-in", name="a\0b", password="x").status_code == 400
+    assert site.store.preferences() == []
+
+
 def test_too_much_is_refused(site, store):
     ann = site.visitor("ann")
     assert ann.send_form("/label/1", csrf="x", note="x" * 300_000).status_code == 413

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -159,6 +161,12 @@ Manager = Annotated[Session, Depends(manager_of)]
 Sent = Annotated[FormData, Depends(form_of)]
 
 
+LARGEST_ID = 2**31 - 1
+"""Of a row, in PostgreSQL; a larger number in an address names nothing."""
+Id = Annotated[int, InPath(ge=0, le=LARGEST_ID)]
+Asked = Annotated[int, Query(ge=0, le=LARGEST_ID)]
+
+
 def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = time.time) -> FastAPI:
     """The app; `app.state.links` holds the path of each local rater's link. Raises UserError where the page would be
     open to others without accounts or without https."""
@@ -219,6 +227,10 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         heading = {403: "Not allowed", 404: "Not found"}.get(error.status_code, "That did not work")
         return page("message.html", status=error.status_code, heading=heading, text=error.detail, undo=False)
 
+    @app.exception_handler(RequestValidationError)
+    def nowhere(request: Request, error: RequestValidationError) -> Response:
+        return page("message.html", status=404, heading="Not found", text="There is no such page.", undo=False)
+
     @app.exception_handler(UserError)
     def told(request: Request, error: UserError) -> Response:
         return page("message.html", status=400, heading="That did not work", text=str(error), undo=False)
@@ -261,7 +273,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         return response
 
     @app.get("/label")
-    def label(session: Signed, again: int = 0, said: str = "") -> Response:
+    def label(session: Signed, again: Asked = 0, said: str = "") -> Response:
         found = queue.undo(session.rater) if again else queue.next(session.rater)
         if found is None or (again and isinstance(found, Task) and found.assignment != again):
             return RedirectResponse("/label", 303)
@@ -303,7 +315,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         }
 
     @app.post("/label/{assignment}")
-    def keep(assignment: int, session: Signed, form: Sent) -> Response:
+    def keep(assignment: Id, session: Signed, form: Sent) -> Response:
         corrects = _number(form, "corrects")
         if _text(form, "do") == "skip":
             reason = _text(form, "reason")[:200]
@@ -332,7 +344,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         return RedirectResponse(f"/label?again={last.assignment}" if last else "/label?said=no-undo", 303)
 
     @app.get("/feedback/{assignment}")
-    def feedback(assignment: int, session: Signed) -> Response:
+    def feedback(assignment: Id, session: Signed) -> Response:
         found = queue.feedback(assignment, session.rater)
         if found is None:
             return RedirectResponse("/label", 303)
@@ -368,7 +380,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         return RedirectResponse("/manage?said=done", 303)
 
     @app.post("/adjudicate/{item}")
-    def adjudicate(item: int, session: Manager, form: Sent) -> Response:
+    def adjudicate(item: Id, session: Manager, form: Sent) -> Response:
         grade = _text(form, "grade")
         if grade not in {str(g) for g, _, _ in CHOICES}:
             raise HTTPException(400, "No choice was made.")
@@ -377,7 +389,7 @@ def make_app(store: Store, config: LabelConfig, *, clock: Callable[[], float] = 
         return RedirectResponse("/manage?said=adjudicated", 303)
 
     @app.get("/log")
-    def show_log(session: Manager, before: int = 0) -> Response:
+    def show_log(session: Manager, before: Asked = 0) -> Response:
         return page("log.html", session, here="log", rows=recent_log(store, before))
 
     @app.get("/export")
@@ -493,6 +505,8 @@ def _words(p: float, task: Task) -> str:
 
 def _text(form: FormData, name: str) -> str:
     value = form.get(name, "")
+    if isinstance(value, str) and "\0" in value:  # PostgreSQL cannot hold it, and nobody types it
+        raise HTTPException(400, "A text here holds the character U+0000.")
     return value if isinstance(value, str) else ""
 
 
