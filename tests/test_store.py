@@ -156,6 +156,29 @@ def test_a_store_of_schema_1_is_brought_up_to_date(tmp_path):
     assert shape(old) == shape(new)
 
 
+def test_a_store_of_schema_2_is_brought_up_to_date(tmp_path):
+    """It knew no corrections of demonstrations."""
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    for path in (old, new):
+        Store(path).close()
+    with sqlite3.connect(old) as db:
+        of = "FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'demonstrations'"
+        triggers = [sql for (sql,) in db.execute(f"SELECT sql {of}")]
+        db.executescript(
+            "DROP TABLE demonstrations; CREATE TABLE demonstrations (id INTEGER NOT NULL PRIMARY KEY, "
+            "prompt VARCHAR(16) NOT NULL REFERENCES prompts (id), text TEXT NOT NULL, rater TEXT NOT NULL, "
+            "kind VARCHAR(10) NOT NULL, time VARCHAR(32) NOT NULL, assignment INTEGER REFERENCES assignments (id)); "
+            'INSERT INTO prompts VALUES (\'p\', \'[{"role": "user", "content": "2 + 2?"}]\', \'{}\'); '
+            "INSERT INTO demonstrations VALUES (1, 'p', '4', 'ann', 'human', 'now', NULL); UPDATE about SET schema = 2;"
+            + "; ".join(triggers)
+        )
+    assert shape(old) != shape(new)
+    store = Store(old)
+    assert [d.reply for d, _, _ in store.demonstrations()] == ["4"]
+    store.close()
+    assert shape(old) == shape(new)
+
+
 def shape(path):
     """Every table's columns, every index and every trigger."""
     with sqlite3.connect(path) as db:

@@ -59,12 +59,13 @@ def test_a_rater_answers_undoes_and_corrects(site):
     assert sorted(kept.meta["flags"]) == [[], ["false"]]
     again = ann.send_form("/undo")
     assert "Correct your last answer" in again.text and ">because</textarea>" in again.text
+    assert ">mine</textarea>" in again.text
     assert re.search(r'value="3" data-key="1" required checked', again.text)
     assert re.search(r'value="false" checked', again.text)
     place, old = (re.search(p, again.text)[1] for p in (r'action="(/label/\d+)"', r'name="corrects" value="(\d+)"'))
-    ann.send_form(place, grade="bad", do="keep", corrects=old)
+    ann.send_form(place, grade="bad", do="keep", corrects=old, own="mine, too")
     assert [(j.both_bad, j.supersedes) for j in site.store.preferences()] == [(True, int(old))]
-    assert [d.reply for d, _, _ in site.store.demonstrations()] == ["mine"]
+    assert [d.reply for d, _, _ in site.store.demonstrations()] == ["mine, too"]
 
 
 def test_a_reload_shows_the_same_and_two_raters_different_ones(site):

@@ -329,9 +329,15 @@ def test_an_own_answer_is_a_demonstration(store):
     assert [(d.prompt.text, d.reply, who, kind) for d, who, kind in store.demonstrations()] == [
         ("question 0", "a better answer", "ann", "human")
     ]
-    previous = q.undo("ann").previous
-    q.submit(task.assignment, "ann", Answer(1, own="a better answer"), corrects=previous.id)
-    assert len(store.demonstrations()) == 1
+    q.submit(task.assignment, "ann", Answer(1, own="a better answer"), corrects=q.undo("ann").previous.id)
+    assert len(store.demonstrations()) == 1 and q.undo("ann").own == "a better answer"
+    q.submit(task.assignment, "ann", Answer(1, own="the best answer"), corrects=q.undo("ann").previous.id)
+    assert [d.reply for d, _, _ in store.demonstrations()] == ["the best answer"]  # the last stands alone
+    q.skip(task.assignment, "ann", "after all", corrects=q.undo("ann").previous.id)
+    assert store.demonstrations() == [] and q.undo("ann").own == ""
+    q.submit(task.assignment, "ann", Answer(1, own="once more"), corrects=-1)
+    q.submit(task.assignment, "ann", Answer(1), corrects=q.undo("ann").previous.id)
+    assert store.demonstrations() == [] and store.count()["demonstrations"] == 5  # each is a row, none is edited
 
 
 def test_many_at_once_get_each_slot_once(store):

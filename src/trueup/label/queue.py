@@ -62,8 +62,8 @@ class Rules(Config):
 
 @dataclass(frozen=True)
 class Task:
-    """What a rater sees: `left` and `right` in the order shown. `previous`: the rater's own verdict, where this is
-    asked again to be corrected."""
+    """What a rater sees: `left` and `right` in the order shown. `previous` and `own`: the rater's verdict and better
+    answer, where this is asked again to be corrected."""
 
     assignment: int
     item: int
@@ -72,6 +72,7 @@ class Task:
     purpose: Purpose
     sensitive: bool
     previous: Judged | None = None
+    own: str = ""
 
     @property
     def left(self) -> str:
@@ -272,8 +273,10 @@ class Queue:
                 if old is None or corrects != old:
                     return "again"
                 (number, origin), who = self._comparison_of(db, lent.item), self._rater(db, rater)
-                gone = _judged(self._task(db, assignment), Answer(), who, origin, now, old)
+                task = self._task(db, assignment)
+                gone = _judged(task, Answer(), who, origin, now, old)
                 self.store.add_verdict(db, replace(gone, withdrawn=True), number)
+                self._keep_own(db, task, "", who, now)
             values = {"state": "skipped", "finished": lent.finished or now, "reason": reason}
             db.execute(assignments.update().where(assignments.c.id == assignment).values(**values))
             self._count(db, lent, -1 if lent.state == "done" else 0)
@@ -293,7 +296,9 @@ class Queue:
         if verdict is not None:
             previous = next((j for j in self.store.preferences(ids=[verdict])), None)
         with self.store.reading() as db:
-            return self._task(db, last.id, previous)
+            own = self._own(db, last.id)
+            task = self._task(db, last.id, previous)
+        return task if own is None or own.withdrawn else replace(task, own=own.text)
 
     def progress(self, rater: str) -> dict[str, int]:
         """How many items this rater answered, today and in all, and how many wait for somebody."""
@@ -357,13 +362,20 @@ class Queue:
         db.execute(items.update().where(items.c.id == lent.item).values(**change))
 
     def _keep_own(self, db: sa.Connection, task: Task, own: str, who: sa.Row[Any], now: float) -> None:
-        own = own.strip()
+        """The rater's better answer in the place of an earlier one; an empty one takes that back."""
+        own, old = own.strip(), self._own(db, task.assignment)
+        if own == ("" if old is None or old.withdrawn else old.text):
+            return
+        prompt = self.store.add_prompt(db, task.comparison.prompt)
+        values = {"prompt": prompt, "text": own, "rater": who.name, "kind": who.kind, "time": _iso(now)}
+        values |= {"assignment": task.assignment, "supersedes": old.id if old else None, "withdrawn": not own}
+        db.execute(demonstrations.insert().values(**values))
+
+    def _own(self, db: sa.Connection, assignment: int) -> sa.Row[Any] | None:
+        """The last row of an assignment's better answer, which may withdraw it."""
         d = demonstrations
-        same = sa.select(d.c.id).where(d.c.assignment == task.assignment, d.c.text == own)
-        if own and not db.execute(same).first():
-            prompt = self.store.add_prompt(db, task.comparison.prompt)
-            values = {"prompt": prompt, "text": own, "rater": who.name, "kind": who.kind, "time": _iso(now)}
-            db.execute(d.insert().values(**values, assignment=task.assignment))
+        query = sa.select(d).where(d.c.assignment == assignment)
+        return db.execute(query.order_by(d.c.id.desc()).limit(1)).first()
 
     def _hold_to_bars(self, db: sa.Connection, who: sa.Row[Any], purpose: str) -> None:
         """Pauses a rater who is too often wrong where the answer is known, or too seldom of the others' opinion."""

@@ -5,7 +5,7 @@
     comparisons     a pair of completions in the order shown, and `origin`: which stage or batch asked for it
     preferences     one rater's verdict: p that the first is better, strength, tie, both bad, rater, kind, time, and the
                     row that it supersedes
-    demonstrations  a reply that a rater wrote, or holds to be ideal
+    demonstrations  a reply that a rater wrote, or holds to be ideal, and the row that it supersedes
     items           comparisons that people are asked, how often, how soon; known answers
     assignments     who was lent which item until when, which side was shown first, and how it ended
     raters          who may label: role, what they are, password's hash; sessions: who is signed in
@@ -316,10 +316,11 @@ class Store:
             return db.execute(query.where(items.c.open, comparisons.c.origin == origin)).scalar_one()
 
     def demonstrations(self) -> list[tuple[Demonstration, str, Kind]]:
-        """What raters wrote, with who wrote it and what that rater is, in the order of appending."""
+        """What raters wrote and did not correct or take back since, with who wrote it and what that rater is, in the
+        order of appending."""
         d = demonstrations
         query = sa.select(d.c.text, d.c.rater, d.c.kind, prompts.c.messages, prompts.c.meta)
-        query = query.join(prompts, d.c.prompt == prompts.c.id).order_by(d.c.id)
+        query = query.join(prompts, d.c.prompt == prompts.c.id).where(*live(d, _later_own)).order_by(d.c.id)
         with self.reading() as db:
             rows = db.execute(query).all()
         return [(Demonstration(as_prompt(r.messages, r.meta), r.text), r.rater, r.kind) for r in rows]
@@ -352,12 +353,12 @@ _WANT_MORE = (
 )
 
 
-def live(p: Any = preferences) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    """What holds of a verdict that is no history."""
-    return ~p.c.withdrawn, ~sa.exists().where(_later.c.supersedes == p.c.id)
+_later, _later_own = preferences.alias("later"), demonstrations.alias("later_own")
 
 
-_later = preferences.alias("later")
+def live(p: Any = preferences, later: Any = _later) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    """What holds of a verdict, or with `_later_own` of a demonstration, that is no history."""
+    return ~p.c.withdrawn, ~sa.exists().where(later.c.supersedes == p.c.id)
 
 
 def as_row(judged: Judged) -> dict[str, Any]:

@@ -113,7 +113,10 @@ demonstrations = sa.Table(
     sa.Column("kind", sa.String(10), nullable=False),
     sa.Column("time", sa.String(LONGEST_TIME), nullable=False),
     sa.Column("assignment", sa.ForeignKey("assignments.id")),
+    sa.Column("supersedes", sa.ForeignKey("demonstrations.id")),
+    sa.Column("withdrawn", sa.Boolean, nullable=False, server_default=sa.false()),
 )
+ONE_CORRECTION = sa.Index("one_correction_a_demonstration", demonstrations.c.supersedes, unique=True)
 raters = sa.Table(
     "raters",
     meta,
@@ -168,7 +171,17 @@ def _people(db: sa.Connection) -> None:
     _guard(db, ("demonstrations", "log"))
 
 
-STEPS = (_people,)
+def _corrected(db: sa.Connection) -> None:
+    """2 -> 3: a demonstration may supersede or withdraw another. A store of schema 1 has the columns by now."""
+    if "supersedes" not in {column["name"] for column in sa.inspect(db).get_columns("demonstrations")}:
+        column = "ALTER TABLE demonstrations ADD COLUMN"
+        db.exec_driver_sql(f"{column} supersedes INTEGER REFERENCES demonstrations (id)")
+        no = "0" if db.dialect.name == "sqlite" else "false"
+        db.exec_driver_sql(f"{column} withdrawn BOOLEAN NOT NULL DEFAULT {no}")
+        ONE_CORRECTION.create(db)
+
+
+STEPS = (_people, _corrected)
 """Step k leads from schema k to k + 1. Schema 1 knew SQLite alone."""
 SCHEMA = len(STEPS) + 1
 
