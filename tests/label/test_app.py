@@ -81,6 +81,7 @@ def test_all_is_said_when_there_is_nothing_left(site):
     for _ in range(6):
         ann.answer()
     end = ann.get("/label")
+    assert 'href="/guideline"' in end.text.partition("<main")[2]
     assert "Nothing to label now" in end.text and "Undo the last" in end.text
     assert len(site.store.preferences()) == 6
 
@@ -100,7 +101,7 @@ def test_onboarding_tells_the_known_answer(store):
         assert "Practice 1 of 1" in page and "Skip it" not in page
         left_is_good = page.index("good answer 50") < page.index("bad answer 50")
         said = ann.answer("2" if left_is_good else "-2").text
-        assert "Right." in said and "<strong>Good</strong> is better." in said
+        assert 'href="/guideline"' in said and "Right." in said and "<strong>Good</strong> is better." in said
         assert "question 0" in ann.get("/label").text
 
 

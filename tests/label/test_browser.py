@@ -141,6 +141,23 @@ def test_two_race_for_one_item_and_a_reload_keeps_it(browser, tmp_path):
     store.close()
 
 
+def test_the_policy_stops_a_script_that_was_written_into_the_page(browser, store):
+    """Even where an answer came through whole. Without the policy the same script runs."""
+    write = """() => {
+        const script = document.createElement("script");
+        script.textContent = "window.injected = 1";
+        document.querySelector("main").append(script);
+        document.querySelector("main").insertAdjacentHTML("beforeend", "<img src='x:' onerror='window.injected = 2'>");
+    }"""
+    with served(store) as site:
+        for options, runs in (({}, False), ({"bypass_csp": True}, True)):
+            ann = Page(browser, site, "ann", **options)
+            ann.page.evaluate(write)
+            ann.page.wait_for_timeout(300)
+            assert (ann.page.evaluate("window.injected") is not None) == runs
+            assert any("Content Security Policy" in trouble for trouble in ann.troubles) != runs
+
+
 def test_a_double_press_is_one_answer(browser, store):
     with served(store) as site:
         ann = Page(browser, site, "ann")
