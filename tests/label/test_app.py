@@ -188,6 +188,27 @@ def test_the_manager_sees_and_settles(site):
     assert "adjudicated" in boss.get("/log").text and "paused" in boss.get("/log").text
 
 
+def test_what_every_rater_left_is_settled_by_the_manager(tmp_path):
+    """Nobody else would: the run that asked would wait for ever."""
+    store = Store(tmp_path / "left.sqlite")
+    store.ask([pair(0), pair(1, sensitive=True)], "batch")
+    with served(store) as site:
+        for name in ("ann", "bob"):
+            visitor = site.visitor(name)
+            page = visitor.get("/label").text
+            csrf, where = TOKEN.search(page)[1], re.search(r'action="(/label/\d+)"', page)[1]
+            visitor.send_form(where, csrf=csrf, do="skip", reason=f"{name} cannot tell")
+        boss = site.visitor("boss")
+        page = boss.get("/manage").text
+        assert "left by 2" in page and "ann left it: ann cannot tell" in page and "bob left it" in page
+        assert store.open_items("batch") == 2 and "question 1" not in page  # nobody left that one
+        page = boss.send_form("/adjudicate/1", csrf=TOKEN.search(page)[1], grade="bad", note="neither").text
+        assert "nothing waits that a rater left" in page
+    assert store.open_items("batch") == 1
+    assert [(j.p, j.both_bad, j.rater) for j in store.preferences(origins=["batch"])] == [(0.5, True, "boss")]
+    store.close()
+
+
 def test_simulated_raters_are_marked(store):
     with served(store, simulated=True) as site:
         ann = site.visitor("ann")

@@ -158,16 +158,27 @@ def _progress(db: sa.Connection, now: float) -> dict[str, Any]:
 
 
 def _disputed(db: sa.Connection, queue: Queue) -> list[dict[str, Any]]:
-    """Items on which raters differ and nobody has had the last word, the widest apart first."""
-    p, i = preferences, items
+    """Items on which raters differ, or which wait because a rater left them, and on which nobody has had the last word;
+    the widest apart first."""
+    p, i, a = preferences, items, assignments
     settled = sa.exists().where(p.c.comparison == i.c.comparison, p.c.meta["purpose"].as_string() == ADJUDICATION)
-    query = sa.select(i.c.id, i.c.comparison, i.c.sensitive).where(i.c.dispute > 0, i.c.gold.is_(None), ~settled)
+    left = i.c.open & i.c.id.in_(sa.select(a.c.item).where(a.c.state == "skipped"))
+    query = sa.select(i.c.id, i.c.comparison, i.c.sensitive)
+    query = query.where((i.c.dispute > 0) | left, i.c.gold.is_(None), ~settled)
     out = []
     for row in db.execute(query.order_by(i.c.dispute.desc(), i.c.id).limit(DISPUTED)).all():
         said = sa.select(p.c.rater, p.c.kind, p.c.p, p.c.strength, p.c.both_bad, p.c.note)
         votes = db.execute(said.where(p.c.comparison == row.comparison, *live()).order_by(p.c.id)).all()
-        asked = queue.comparison(db, row.comparison)
-        out.append({"item": row.id, "comparison": asked, "sensitive": row.sensitive, "votes": votes})
+        skipped = sa.select(a.c.rater, a.c.reason).where(a.c.item == row.id, a.c.state == "skipped")
+        out.append(
+            {
+                "item": row.id,
+                "comparison": queue.comparison(db, row.comparison),
+                "sensitive": row.sensitive,
+                "votes": votes,
+                "left": db.execute(skipped.order_by(a.c.id)).all(),
+            }
+        )
     return out
 
 
