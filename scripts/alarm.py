@@ -197,6 +197,16 @@ def below_start(share: float, name: str) -> Callable[[Sequence[Row]], int | None
     return rule
 
 
+def above_start(times: float, name: str) -> Callable[[Sequence[Row]], int | None]:
+    """Where it is this many times what it was at first."""
+
+    def rule(rows: Sequence[Row]) -> int | None:
+        points = smooth(rows, name)
+        return first(points, lambda v: v > times * points[0][1])
+
+    return rule
+
+
 def falling(name: str, by: float) -> Callable[[Sequence[Row]], int | None]:
     """Where it is this much below the best that it was."""
 
@@ -219,6 +229,7 @@ SIGNALS: dict[str, Callable[[Sequence[Row]], int | None]] = {
     "audited win rate surely fallen": lambda rows: first(checks(rows, "win_rate_drop"), lambda v: v > 0),
     "KL above 6 nats": lambda rows: first(smooth(rows, "kl"), lambda v: v > BUDGET),
     "held-out gain .25 s.d. below its best": falling("heldout_gain", 0.25),
+    "disagreement with the held-out model: half above the start's": above_start(1.5, "heldout_disagreement"),
     "new style in half of the answers": lambda rows: first(smooth(rows, "style_share"), lambda v: v > 0.5),
     "length 1 s.d. from the start's": lambda rows: first(smooth(rows, "length_drift"), lambda v: abs(v) > 1),
     "different answers: half of the start's share": below_start(0.5, "distinct"),

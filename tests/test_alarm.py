@@ -38,6 +38,9 @@ def test_rules_of_the_signals():
     assert rules["entropy: half of the start's"](rows) == 14  # (1 + 4 x .2)/5 at 13, (2 + 3 x .2)/5 at 12
     assert rules["held-out gain .25 s.d. below its best"](rows) is None
     assert rules["length 1 s.d. from the start's"](rows) is None
+    for row in rows:
+        row["heldout_disagreement"] = 0.4 if row["step"] < 12 else 0.8
+    assert rules["disagreement with the held-out model: half above the start's"](rows) == 15  # 3 of 5: .64 > .6
     for row in rows[8:]:
         row |= {"heldout_gain": 0.0, "gain/a": 0.1, "gain/b": -0.5}
     assert rules["held-out gain .25 s.d. below its best"](rows) == 10

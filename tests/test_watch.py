@@ -115,6 +115,13 @@ def test_an_honest_proxy_sets_off_no_alarm_and_every_label_is_spent(second):
     assert log[5]["heldout_gain"] > 0.5
     # the held-out model is the proxy here: s.d. of the start's own answers instead of the model's own unit
     assert log[5]["heldout_gain"] - log[0]["heldout_gain"] == pytest.approx(log[5]["score"] - log[0]["score"], rel=0.3)
+    assert all(row["heldout_disagreement"] < 0.2 for row in log[:-1])
+
+
+def test_models_that_hold_the_opposite_disagree(second):
+    """Both in s.d. of the start's answers: of z and -z the s.d. is sqrt(2) |z|, about 1.1 in the mean."""
+    stage = run(second, {"ppo": {**watched(heldout={"second/final": -1.0}), "steps": 2}}, name="opposite")["ppo"]
+    assert 0.7 < metrics(stage)[0]["heldout_disagreement"] < 1.5
 
 
 def test_audited_pairs_are_among_the_samples_with_both_opinions(second):

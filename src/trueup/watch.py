@@ -143,6 +143,7 @@ class Watcher:
         if self.heldout:
             values = self.heldout.score(asked, said).value
             self.held = float(values.mean()), max(float(values.std()), 1e-6)
+            self.own = float(scores.mean()), max(float(scores.std()), 1e-6)
 
     def follow(self, step: int, rollout: Rollout, run: Run) -> dict[str, float]:
         """The signals of a step, from its rollout; KL is tried against its budget."""
@@ -160,8 +161,10 @@ class Watcher:
             "alarm": float(self.alarm is not None),
         }
         if self.heldout:
-            values = self.heldout.score(rollout.prompts, rollout.completions).value
-            out["heldout_gain"] = (float(values.mean()) - self.held[0]) / self.held[1]
+            theirs = (self.heldout.score(rollout.prompts, rollout.completions).value - self.held[0]) / self.held[1]
+            own = (rollout.scores.numpy() - self.own[0]) / self.own[1]
+            out["heldout_gain"] = float(theirs.mean())
+            out["heldout_disagreement"] = float(np.abs(own - theirs).mean()) / math.sqrt(2)
         for category, mean in _means(rollout.prompts, rollout.scores.numpy()).items():
             if category in self.by_category:
                 out[f"gain/{category}"] = mean - self.by_category[category]

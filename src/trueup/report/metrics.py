@@ -304,6 +304,13 @@ PPO: dict[str, Metric] = {
         "Levels off or falls while the score rises: what the proxy alone pays for is climbed. Rising proves less: "
         "two reward models of the same raters share their tastes.",
     ),
+    "heldout_disagreement": Metric(
+        "Disagreement of the proxy and the held-out reward model (`watch.heldout`)",
+        "s.d. of the two scores of an answer, each in s.d. of the start's answers; mean of the batch",
+        "Steady.",
+        "Rises: the policy goes where the two learned different things. Steady proves nothing: gold may fall while two "
+        "reward models agree in what they overrate.",
+    ),
     "style_share": Metric(
         "New style (`watch`)",
         "share of answers with a three-word phrase that at most 1% of the start's answers have and at least 10% of "

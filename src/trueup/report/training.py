@@ -21,6 +21,7 @@ FIRST: dict[str, list[str]] = {
         "kl",
         "kl_k3",
         "heldout_gain",
+        "heldout_disagreement",
         "style_share",
         "length_drift",
         "disagreement",
