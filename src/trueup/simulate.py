@@ -27,8 +27,8 @@ def answer(
     links: Sequence[str], config: SimulateConfig, password: str = "", say: Callable[[str], object] = print
 ) -> dict[str, int]:
     """Each link's rater answers in turn until none has anything left to do. Answers that were kept, by link. Where its
-    judge abstains it leaves the comparison to others, as a person would, or presses tie in onboarding,
-    which nobody may leave.
+    judge abstains it presses tie, as a person does who is asked for a preference and has none; what could not be read
+    is left to others.
 
     Raises UserError for a rater whom the server takes for a human: what a program says must say so for ever."""
     from trueup.engine.mesh import Mesh
@@ -51,7 +51,7 @@ def answer(
             raters[k].client.close()
             continue
         [verdict] = verdicts_of(judges[k], [page.comparison])
-        skips = verdict.p is None and page.can_skip
+        skips = not verdict.readable and page.can_skip  # a tie would be a label made of no verdict
         said = (
             raters[k].skip(page, verdict.note or "no verdict")
             if skips

@@ -8,7 +8,7 @@ from tests.label.ask import pair
 from tests.label.serving import served
 from trueup.label.accounts import Accounts
 from trueup.label.client import Rater, grade_of
-from trueup.records import Comparison, Completion, Prompt, UserError, Verdict
+from trueup.records import Comparison, Completion, Prompt, Reading, UserError, Verdict
 from trueup.simulate import SimulateConfig, answer
 from trueup.store import Asked, Store
 
@@ -16,19 +16,19 @@ HOSTILE = '4. <script>alert("1")</script>\n\n  * a *b* &amp; "c" <p data-text="n
 
 
 class Good:
-    """Prefers what begins with "good"; says nothing of question 1."""
+    """Prefers what begins with "good"; has no preference in question 1, and cannot be read in question 2."""
 
     def __init__(self, seed: int = 0) -> None:
         self.name = f"good {seed}"
 
     def judge(self, comparisons):
         return [
-            Verdict(
-                None if c.prompt.text == "question 1" else 0.75 if c.completions[0].text.startswith("good") else 0.25,
-                self.name,
-            )
-            for c in comparisons
+            self.one(c.prompt.text, 0.75 if c.completions[0].text.startswith("good") else 0.25) for c in comparisons
         ]
+
+    def one(self, asked: str, p: float) -> Verdict:
+        lost = (Reading("kind", False, None),) if asked == "question 2" else ()
+        return Verdict(None if asked == "question 1" or lost else p, self.name, "unreadable" if lost else "", lost)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_every_comparison_is_answered_and_marked_as_simulated(store):
     kept = store.preferences()
     assert {(j.rater, j.kind) for j in kept} == {("ann", "simulated"), ("bob", "simulated")} and len(kept) == 6
     by = {j.comparison.prompt.text: (j.p, j.strength, j.tie) for j in kept}
-    assert by == {f"question {i}": (1.0, 2 / 3, False) for i in (0, 2, 3)}  # no verdict is no label
+    assert by == {f"question {i}": (0.5, 0.0, True) if i == 1 else (1.0, 2 / 3, False) for i in (0, 1, 3)}
     assert store.open_items("batch") == 1
     assert said == [f"rater {k}: 3 answers, 1 left to others; Nothing to label now" for k in (1, 2)]
 
