@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.ensembles import add_world, given_of, label, over_seeds, shown  # noqa: E402
 from trueup.evaluate.overoptimization import outcome, worst  # noqa: E402
 from trueup.recipe import Recipe, Stage, load_recipe, resolve, run_recipe  # noqa: E402
+from trueup.report.closing import accuracies  # noqa: E402
 
 MARGIN = 0.05
 SPARE = 1.2
@@ -106,14 +107,12 @@ def figures(recipe: Recipe, done: Mapping[str, Mapping[str, Any]]) -> Figures:
         if not {judged, reward, f"versions-{ppo}"} <= done.keys():
             continue
         learned, version = done[reward], done[f"versions-{ppo}"]
-        parts = list((learned.get("by_data") or {"": learned}).values())
-        earlier = sum(part["pairs"] for part in parts[:-1])
+        earlier, own = accuracies(learned)
         labels = done[judged]["comparisons"] + (0 if name == ONE else labels)
         out[name] = {"labels": labels, "learned from": learned["rows"]}
-        if earlier:
-            right = sum(part["accuracy"] * part["pairs"] for part in parts[:-1] if part["pairs"])
-            out[name]["accuracy, earlier"] = right / earlier
-        out[name] |= {"accuracy, own": parts[-1]["accuracy"], "kl": version["kl"], "gold": version["gold"]}
+        if earlier is not None:
+            out[name]["accuracy, earlier"] = earlier
+        out[name] |= {"accuracy, own": own, "kl": version["kl"], "gold": version["gold"]}
     return out
 
 

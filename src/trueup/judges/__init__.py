@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from trueup.judges.asking import Answerer
 
 JudgeSpec = str | dict[str, Any]
+RECORDED = (".jsonl", ".json", ".jsonl.gz")
+"""How the name of a file of verdicts ends."""
 
 
 def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
@@ -39,7 +41,7 @@ def make_judge(spec: JudgeSpec, mesh: Mesh, *, seed: int = 0) -> Judge:
         return make_asking(dict(spec), mesh, seed)
     if spec == "length":
         return Longer()
-    if isinstance(spec, str) and spec.endswith((".jsonl", ".json", ".jsonl.gz")):
+    if isinstance(spec, str) and spec.endswith(RECORDED):
         from trueup.judges.recorded import Recorded
 
         return Recorded(spec)

@@ -29,7 +29,7 @@ from trueup.config import Config, Seed, display, named
 from trueup.data.completions import pairs_of
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
-from trueup.judges import JudgeSpec, make_judge, pair_scores
+from trueup.judges import RECORDED, JudgeSpec, make_judge, pair_scores
 from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, write_labels
 from trueup.judges.routing import (
     ASKED,
@@ -52,7 +52,6 @@ from trueup.run import Run
 from trueup.scorers import Spec, make_scorer
 from trueup.store import Asked, Kind, as_row
 
-FILES = (".jsonl", ".json", ".jsonl.gz")
 WHAT = "sends the hard comparisons to people and leaves the rest to the judge: people's time is what is scarce"
 VERSION = 1
 
@@ -203,7 +202,7 @@ def draw(config: RouteConfig, comparisons: Sequence[Comparison], budget: int) ->
     audit, rest = order[: round(config.audit * len(order))], order[round(config.audit * len(order)) :]
     if not audit:
         raise UserError(f"audit={config.audit:g} of {len(order)} pairs is none: what the judge is worth stays unknown")
-    second = not isinstance(config.people, str) or not config.people.endswith(FILES)  # a file says the same again
+    second = not isinstance(config.people, str) or not config.people.endswith(RECORDED)  # a file says the same again
     twice = audit[: round(config.overlap * len(audit))] if second else []
     left = budget - len(audit) - len(twice)
     if left < 0:

@@ -79,12 +79,17 @@ def rounds(run: RunData) -> list[tuple[str, ...]]:
     for i, reward in enumerate(found.get("reward", ())):
         judged, routed, ppo = (found[p][i] if i < len(found.get(p, ())) else {} for p in ("judge", "route", "ppo"))
         labels += judged.get("comparisons", 0) + routed.get("labels", 0)  # of a router's, people's alone
-        parts = list((reward.get("by_data") or {"": reward}).values())
-        pairs = sum(part["pairs"] for part in parts[:-1])
-        earlier = sum(part["accuracy"] * part["pairs"] for part in parts[:-1]) / pairs if pairs else None
-        figures = (earlier, parts[-1].get("accuracy"), ppo.get("kl"), ppo.get("score"), ppo.get("audit"))
+        figures = (*accuracies(reward), ppo.get("kl"), ppo.get("score"), ppo.get("audit"))
         rows.append((str(i + 1), str(labels), *(num(figure) for figure in figures)))
     return rows
+
+
+def accuracies(reward: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Of a round's reward model: on the held-out comparisons of earlier rounds, where there are any, and of its own."""
+    *before, own = (reward.get("by_data") or {"": reward}).values()
+    pairs = sum(part["pairs"] for part in before)
+    right = sum(part["accuracy"] * part["pairs"] for part in before if part["pairs"])
+    return right / pairs if pairs else None, own.get("accuracy")
 
 
 def rounds_table(run: RunData) -> Table | None:
