@@ -189,20 +189,12 @@ def checks(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
     return list(zip(*curve(rows, name), strict=True))
 
 
-def below_start(share: float, name: str) -> Callable[[Sequence[Row]], int | None]:
-    def rule(rows: Sequence[Row]) -> int | None:
-        points = smooth(rows, name)
-        return first(points, lambda v: v < share * points[0][1]) if points else None
-
-    return rule
-
-
-def above_start(times: float, name: str) -> Callable[[Sequence[Row]], int | None]:
-    """Where it is this many times what it was at first."""
+def from_start(name: str, test: Callable[[float, float], bool]) -> Callable[[Sequence[Row]], int | None]:
+    """Where `test` holds of it and of what it was at first."""
 
     def rule(rows: Sequence[Row]) -> int | None:
         points = smooth(rows, name)
-        return first(points, lambda v: v > times * points[0][1])
+        return first(points, lambda v: test(v, points[0][1]))
 
     return rule
 
@@ -229,12 +221,14 @@ SIGNALS: dict[str, Callable[[Sequence[Row]], int | None]] = {
     "audited win rate surely fallen": lambda rows: first(checks(rows, "win_rate_drop"), lambda v: v > 0),
     "KL above 6 nats": lambda rows: first(smooth(rows, "kl"), lambda v: v > BUDGET),
     "held-out gain .25 s.d. below its best": falling("heldout_gain", 0.25),
-    "disagreement with the held-out model: half above the start's": above_start(1.5, "heldout_disagreement"),
+    "disagreement with the held-out model: half above the start's": from_start(
+        "heldout_disagreement", lambda v, at: v > 1.5 * at
+    ),
     "new style in half of the answers": lambda rows: first(smooth(rows, "style_share"), lambda v: v > 0.5),
     "length 1 s.d. from the start's": lambda rows: first(smooth(rows, "length_drift"), lambda v: abs(v) > 1),
-    "different answers: half of the start's share": below_start(0.5, "distinct"),
-    "entropy: half of the start's": below_start(0.5, "entropy"),
-    "ending by itself: 90% of the start's": below_start(0.9, "end_rate"),
+    "different answers: half of the start's share": from_start("distinct", lambda v, at: v < 0.5 * at),
+    "entropy: half of the start's": from_start("entropy", lambda v, at: v < 0.5 * at),
+    "ending by itself: 90% of the start's": from_start("end_rate", lambda v, at: v < 0.9 * at),
     "a category's score .25 s.d. below the start's": worst_category,
 }
 

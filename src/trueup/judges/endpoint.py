@@ -126,8 +126,8 @@ class Ledger:
         with self.store.writing() as db:  # nobody books between the sum and the row
             if budget is not None and self._spent(db) + most > budget:
                 return None
-            made = db.execute(booked.insert().values(key=key, cost=most)).inserted_primary_key
-            return int(made[0]) if made else None
+            made = db.execute(booked.insert().values(key=key, cost=most).returning(booked.c.id))
+            return int(made.scalar_one())
 
     def settle(self, number: int, cost: float) -> None:
         with self.store.writing() as db:

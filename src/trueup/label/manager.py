@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from trueup.agreement import alpha, by_rater, pair_kappas, wilson
 from trueup.label.queue import Queue, side
-from trueup.store import ADJUDICATION, Store, live
+from trueup.store import ADJUDICATION, SETTLED, Store, live
 from trueup.store.tables import assignments, comparisons, completions, items, log, preferences, raters
 
 DISPUTED, FLAGGED, PAIRS, LOG_ROWS = 20, 20, 15, 100
@@ -161,10 +161,9 @@ def _disputed(db: sa.Connection, queue: Queue) -> list[dict[str, Any]]:
     """Items on which raters differ, or which wait because a rater left them, and on which nobody has had the last word;
     the widest apart first."""
     p, i, a = preferences, items, assignments
-    settled = sa.exists().where(p.c.comparison == i.c.comparison, p.c.meta["purpose"].as_string() == ADJUDICATION)
     left = i.c.open & i.c.id.in_(sa.select(a.c.item).where(a.c.state == "skipped"))
     query = sa.select(i.c.id, i.c.comparison, i.c.sensitive)
-    query = query.where((i.c.dispute > 0) | left, i.c.gold.is_(None), ~settled)
+    query = query.where((i.c.dispute > 0) | left, i.c.gold.is_(None), ~SETTLED)
     out = []
     for row in db.execute(query.order_by(i.c.dispute.desc(), i.c.id).limit(DISPUTED)).all():
         said = sa.select(p.c.rater, p.c.kind, p.c.p, p.c.strength, p.c.both_bad, p.c.note)

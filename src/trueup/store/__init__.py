@@ -343,13 +343,14 @@ SAID = (
 
 
 _raters, _said = sa.bindparam("raters", type_=sa.Integer), preferences.alias("said")
-_settled = sa.exists().where(
+SETTLED = sa.exists().where(
     _said.c.comparison == items.c.comparison, _said.c.meta["purpose"].as_string() == ADJUDICATION
 )
+"""What holds of an item on which a manager has had the last word."""
 _WANT_MORE = (
     items.update()
     .where(items.c.comparison == sa.bindparam("at"), items.c.wanted < _raters)
-    .values(wanted=_raters, open=sa.and_(items.c.gold.is_(None), items.c.done < _raters, ~_settled))
+    .values(wanted=_raters, open=sa.and_(items.c.gold.is_(None), items.c.done < _raters, ~SETTLED))
 )
 
 
