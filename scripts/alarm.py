@@ -23,11 +23,11 @@ From the root of the repository. Every stage is kept in RUNS, goes on where it w
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import planted  # noqa: E402
-from scripts.ensembles import add_world, constant, given_of, label  # noqa: E402
+from scripts.ensembles import constant  # noqa: E402
+from scripts.seeds import given_of, label, over_all, parser_of  # noqa: E402
 from trueup.agreement import wilson  # noqa: E402
 from trueup.recipe import Stage, load_recipe, resolve, run_recipe  # noqa: E402
-from trueup.records import Comparison, Verdict, write_json  # noqa: E402
+from trueup.records import Comparison, Verdict  # noqa: E402
 from trueup.world.interface import BUILT_IN, load_world  # noqa: E402
 
 Stages = dict[str, dict[str, Any]]
@@ -351,33 +352,25 @@ def tables(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=["world", "planted"])
-    add_world(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(40)))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser = parser_of(__doc__, ["world", "planted"], seeds=40)
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="runs to do now")
-    parser.add_argument("--table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     world, runs, given = arguments.world, arguments.runs, given_of(parser, arguments)
-    found: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed in arguments.seeds:
-        found[seed] = one_seed(world, seed, runs, arguments.only, given, run=not arguments.table)
-    found = {seed: of for seed, of in found.items() if of}
+    settings = recipe_of(world, 0, runs, given)["stages"] if world == "world" else {}
+    one = partial(one_seed, world, runs, given, arguments.only, not arguments.table)
+    found = over_all(arguments, runs / f"alarm-{label(world, given)}.json", settings, one)
     if not found:
         raise SystemExit("no run is done yet")
-    write_json(runs / f"alarm-{label(world, given)}.json", found)
     print(tables(found))
 
 
 def one_seed(
     world: str,
-    seed: int,
     runs: Path,
+    given: Sequence[str],
     only: Sequence[str],
-    given: Sequence[str] = (),
-    *,
     run: bool,
+    seed: int,
     over: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs what is not done, and grades the runs that are."""

@@ -24,22 +24,21 @@ in `planted`, about 4 minutes in `world`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import planted  # noqa: E402
-from trueup.evaluate.overoptimization import interval, outcome  # noqa: E402
-from trueup.math import bootstrap_interval  # noqa: E402
+from scripts.seeds import given_of, label, over_all, over_seeds, parser_of, shown  # noqa: E402
+from trueup.evaluate.overoptimization import outcome  # noqa: E402
 from trueup.recipe import load_recipe, manifest, resolve, run_recipe  # noqa: E402
 
 MEMBERS = 5
@@ -141,12 +140,6 @@ def recipe_of(world: str, seed: int, runs: Path, given: Sequence[str] = ()) -> d
     return {"name": f"{label(world, given)}-{seed}", "seed": seed, "device": "cpu", "stages": stages}
 
 
-def run(world: str, seed: int, runs: Path, only: list[str], given: Sequence[str] = ()) -> None:
-    whole = recipe_of(world, seed, runs, given)
-    kept = {name: keys for name, keys in whole["stages"].items() if name not in CONDITIONS or name in only}
-    run_recipe(load_recipe({**whole, "stages": kept}), runs)
-
-
 def figures(world: str, seed: int, runs: Path, given: Sequence[str] = ()) -> dict[str, float]:
     """sft gold, and for each condition that is done: gold, kl, score, disagreement at the end."""
     out: dict[str, float] = {}
@@ -211,55 +204,23 @@ def table(world: str, rows: dict[int, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% interval of the mean over seeds; None for a single one."""
-    drawn = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 6:
-        return interval(drawn, torch.empty(0), 0.95)
-    low, high = bootstrap_interval(drawn, seed=0)
-    return float(low), float(high)
-
-
-def shown(found: tuple[float, float] | None) -> str:
-    return f"{found[0]:+.3f} to {found[1]:+.3f}" if found else "one seed"
-
-
-def add_world(parser: argparse.ArgumentParser) -> None:
-    """Options that say which world `world` is."""
-    parser.add_argument(
-        "--world", dest="name", default="", help="its module, as in docs/world.md; else the built-in one"
-    )
-    parser.add_argument("--draw", type=int, default=0, help="its generator seed: 1000 confirms what was developed on 0")
-
-
-def given_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
-    """What was said by these options, as keys of a recipe."""
-    given = [f"world.name={arguments.name}"] * bool(arguments.name) + [f"world.world={arguments.draw}"] * bool(
-        arguments.draw
-    )
-    if given and arguments.world != "world":
-        parser.error(f"--world and --draw go with `world`, not with `{arguments.world}`")
-    return given
-
-
-def label(world: str, given: Sequence[str]) -> str:
-    """What its runs are called: `world`, `world-myworld-1000`."""
-    return "-".join([world, *(text.partition("=")[2] for text in given)])
+def one_seed(world: str, runs: Path, given: Sequence[str], only: list[str], run: bool, seed: int) -> dict[str, float]:
+    """Runs what is not done, and reads what is."""
+    if run:
+        whole = recipe_of(world, seed, runs, given)
+        kept = {name: keys for name, keys in whole["stages"].items() if name not in CONDITIONS or name in only}
+        run_recipe(load_recipe({**whole, "stages": kept}), runs)
+    return figures(world, seed, runs, given)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=[*PLANTED, "world"])
-    add_world(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser = parser_of(__doc__, [*PLANTED, "world"], seeds=8)
     parser.add_argument("--only", nargs="*", default=list(CONDITIONS), choices=CONDITIONS, help="conditions to run now")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     world, runs, given = arguments.world, arguments.runs, given_of(parser, arguments)
-    for seed in [] if arguments.table else arguments.seeds:
-        run(world, seed, runs, arguments.only, given)
-    print(table(world, {seed: figures(world, seed, runs, given) for seed in arguments.seeds}))
+    settings = recipe_of(world, 0, runs, given)["stages"] if world == "world" else {}
+    one = partial(one_seed, world, runs, given, arguments.only, not arguments.table)
+    print(table(world, over_all(arguments, runs / f"ensembles-{label(world, given)}.json", settings, one)))
 
 
 if __name__ == "__main__":

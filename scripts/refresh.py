@@ -20,10 +20,10 @@ the study, not measured.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.ensembles import add_world, given_of, label, over_seeds, shown  # noqa: E402
+from scripts.seeds import given_of, label, over_all, over_seeds, parser_of, shown  # noqa: E402
 from trueup.evaluate.overoptimization import outcome, worst  # noqa: E402
 from trueup.recipe import Recipe, Stage, load_recipe, resolve, run_recipe  # noqa: E402
 from trueup.report.closing import accuracies  # noqa: E402
@@ -82,7 +82,7 @@ def results(stage: Stage) -> dict[str, Any]:
     return found
 
 
-def one_seed(world: str, seed: int, runs: Path, given: Sequence[str] = (), *, run: bool) -> Figures:
+def one_seed(world: str, runs: Path, given: Sequence[str], run: bool, seed: int) -> Figures:
     """Runs what is not done, and reads what is."""
     recipe = recipe_of(world, seed, given)
     if run:
@@ -150,15 +150,12 @@ def table(found: Mapping[int, Figures]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=["world"])
-    add_world(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser = parser_of(__doc__, ["world"], seeds=8)
     arguments = parser.parse_args()
     world, runs, given = arguments.world, arguments.runs, given_of(parser, arguments)
-    print(table({seed: one_seed(world, seed, runs, given, run=not arguments.table) for seed in arguments.seeds}))
+    one = partial(one_seed, world, runs, given, not arguments.table)
+    settings = recipe_of(world, 0, given).stages
+    print(table(over_all(arguments, runs / f"refresh-{label(world, given)}.json", settings, one)))
 
 
 if __name__ == "__main__":

@@ -115,11 +115,11 @@ def test_a_seed_from_the_start_to_its_grades(tmp_path, monkeypatch):
         },
         "trace": {"limit": 16, "samples": 2},
     }
-    found = alarm.one_seed("planted", 0, tmp_path, ["free"], run=True, over=over)
+    found = alarm.one_seed("planted", tmp_path, [], ["free"], True, 0, over)
     assert set(found) == {"free"} and found["free"]["fired"][alarm.ALARM] == 5 and found["free"]["rule"] == "kl"
     assert found["free"]["fired"][alarm.OWN_KL] == 5  # the rule itself
     assert set(found["free"]["gold"]) == {0, 2, 4, 6, 8} and found["free"]["kept"]["last"] == 8
     assert found["free"]["kept"][alarm.BACK] in (0, 2, 4, 5) and alarm.BACK in found["free"]["share"]
-    again = alarm.one_seed("planted", 0, tmp_path, ["free"], run=False, over=over)
+    again = alarm.one_seed("planted", tmp_path, [], ["free"], False, 0, over)
     assert json.dumps(again) == json.dumps(found)
     assert "the alarm" in alarm.tables({0: found})

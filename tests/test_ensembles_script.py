@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-import torch
 
 from scripts import ensembles
-from scripts.ensembles import COMBINED, SINGLES, over_seeds, recipe_of, table
-from trueup.math import bootstrap_interval
+from scripts.ensembles import COMBINED, SINGLES, recipe_of, table
 from trueup.recipe import load_recipe, resolve
 from trueup.world.interface import begin
 
@@ -48,15 +44,6 @@ def test_gates(world, gains, outcome):
     assert said(world, gains).endswith(f"| {len(gains)} | > {'0.3' if world == 'planted' else '-0.05'} | {outcome} |")
 
 
-def test_intervals_are_students_below_six_seeds_and_resampled_from_there():
-    gains = [0.1, 0.2, 0.4, 0.3, 0.0, 0.1]
-    three = over_seeds(gains[:3])
-    half = 4.30265 * float(torch.tensor(gains[:3]).std()) / math.sqrt(3)
-    assert three == pytest.approx((0.7 / 3 - half, 0.7 / 3 + half), abs=1e-4)
-    assert over_seeds(gains) == pytest.approx([float(x) for x in bootstrap_interval(torch.tensor(gains), seed=0)])
-    assert over_seeds(gains[:1]) is None
-
-
 def test_another_world_and_another_draw_go_through_the_same_command(tmp_path, monkeypatch, capsys):
     begin(tmp_path / "manyworld")
     monkeypatch.chdir(tmp_path)
@@ -67,13 +54,13 @@ def test_another_world_and_another_draw_go_through_the_same_command(tmp_path, mo
     assert stages["start"].scorer == stages["wco"].audit == "manyworld:gold"
     # What is said on the command line arrives there; the planted worlds have no other draw.
     made = []
-    monkeypatch.setattr(ensembles, "run", lambda *given: made.append(given))
+    monkeypatch.setattr(ensembles, "one_seed", lambda *given: made.append(given) or {})
     monkeypatch.setattr(
         "sys.argv", ["x", "world", "--world", "manyworld", "--draw", "7", "--seeds", "1", "--runs", "r"]
     )
     ensembles.main()
-    assert made[0][-1] == ["world.name=manyworld", "world.world=7"]
+    assert made[0][2] == ["world.name=manyworld", "world.world=7"] and made[0][-1] == 1
     monkeypatch.setattr("sys.argv", ["x", "planted", "--draw", "7"])
     with pytest.raises(SystemExit):
         ensembles.main()
-    assert "--world and --draw go with `world`" in capsys.readouterr().err
+    assert "--world, --draw and --with go with `world`" in capsys.readouterr().err
