@@ -179,132 +179,165 @@ class Missing:
     why: str
 
 
+Asked = Check | Missing
+Plan = Mapping[str, Any]
+"""The names of a study's conditions, by what they are to the gates."""
+
+
 def checks_of(
-    tables: Mapping[str, Table], gates: Gates, plan: Mapping[str, Any], reach: Mapping[str, int]
+    tables: Mapping[str, Table], gates: Gates, plan: Plan, reach: Mapping[str, int]
 ) -> tuple[list[Check], list[Missing]]:
-    """What the gates ask, as far as the study measured it, and what it did not. plan: the names of its conditions."""
-    out: list[Check] = []
-    missing: list[Missing] = []
+    """What the gates ask, as far as the study measured it, and what it did not."""
     trace, best, reward = (tables.get(name) for name in ROLES)
-    if trace and plan.get("control"):
+    asked = [
+        *asked_of_control(trace, gates, plan),
+        *asked_of_reward(reward, gates, plan),
+        *asked_of_best_of(best, gates, plan, reach),
+        *asked_of_turnover(trace, gates, plan),
+        *asked_of_penalty(trace, gates, plan),
+        *asked_of_data(best, plan, reach),
+    ]
+    return [a for a in asked if isinstance(a, Check)], [a for a in asked if isinstance(a, Missing)]
 
-        def control(h: Tensor) -> Tensor:
-            return trace.of(h, plan["control"], "gold")
 
-        def closed(h: Tensor) -> Tensor:
-            gold = control(h).mean(-2)
-            return (gold[..., -1] - gold[..., 0]) / (gates.gold_max - gold[..., 0])
+def asked_of_control(trace: Table | None, gates: Gates, plan: Plan) -> list[Asked]:
+    if not trace or not plan.get("control"):
+        return [Missing("G1", "PPO on gold", "the study has no `control`")]
 
-        out.append(Check("G1", "share of the headroom closed", "trace", closed, gates.headroom))
-        out.append(
-            Check("G1", "fall from the peak", "trace", lambda h: fall(control(h)), gates.control_fall, above=False)
-        )
-    else:
-        missing.append(Missing("G1", "PPO on gold", "the study has no `control`"))
-    if reward and len(plan["sizes"]) > 1:
-        few, many = plan["sizes"][0], plan["sizes"][-1]
+    def gold(h: Tensor) -> Tensor:
+        return trace.of(h, plan["control"], "gold")
 
-        def accuracy(h: Tensor, condition: str) -> Tensor:
-            return reward.of(h, condition, "accuracy").mean((-2, -1))
+    def closed(h: Tensor) -> Tensor:
+        mean = gold(h).mean(-2)
+        return (mean[..., -1] - mean[..., 0]) / (gates.gold_max - mean[..., 0])
 
-        def grows(h: Tensor) -> Tensor:
-            return torch.stack([accuracy(h, size) for size in plan["sizes"]], -1)
+    return [
+        Check("G1", "share of the headroom closed", "trace", closed, gates.headroom),
+        Check("G1", "fall from the peak", "trace", lambda h: fall(gold(h)), gates.control_fall, above=False),
+    ]
 
-        out.append(
-            Check("G2", "rank correlation with the number of comparisons", "reward", lambda h: ranks(grows(h)) > 0)
-        )
-        out.append(Check("G2", "accuracy at the fewest", "reward", lambda h: accuracy(h, few), gates.few, above=False))
-        out.append(
-            Check("G2", "accuracy gained", "reward", lambda h: accuracy(h, many) - accuracy(h, few), gates.growth)
-        )
-        name = "the raters' ceiling minus accuracy at the most"
-        if bool(reward.of(reward.now(), many, "ceiling").isnan().any()):
-            missing.append(Missing("G2", name, "no ceiling is known: too few comparisons are judged twice"))
-        else:
 
-            def below(h: Tensor) -> Tensor:
-                return reward.of(h, many, "ceiling").mean((-2, -1)) - accuracy(h, many)
+def asked_of_reward(reward: Table | None, gates: Gates, plan: Plan) -> list[Asked]:
+    if not reward or len(plan["sizes"]) < 2:
+        return [Missing("G2", "accuracy by the number of comparisons", "the study has no `comparisons`")]
+    few, many = plan["sizes"][0], plan["sizes"][-1]
 
-            out.append(Check("G2", name, "reward", below, 0.0))
-    else:
-        missing.append(Missing("G2", "accuracy by the number of comparisons", "the study has no `comparisons`"))
-    if best and reach["last"] > reach["middle"] > 0:
-        end, middle, whole = reach["last"], reach["middle"], plan["reference"]
+    def accuracy(h: Tensor, condition: str) -> Tensor:
+        return reward.of(h, condition, "accuracy").mean((-2, -1))
 
-        def curve(h: Tensor, measure: str) -> Tensor:
-            return best.of(h, whole, measure).mean(-2)[..., : end + 1]
+    def grows(h: Tensor) -> Tensor:
+        return ranks(torch.stack([accuracy(h, size) for size in plan["sizes"]], -1)) > 0
 
-        def late(h: Tensor) -> Tensor:
-            gold = curve(h, "gold")
-            return (gold[..., -1] - gold[..., middle]) / (gold[..., middle] - gold[..., 0])
+    def gained(h: Tensor) -> Tensor:
+        return accuracy(h, many) - accuracy(h, few)
 
-        out.append(Check("G3", "what the second half adds, of the first's", "best_of", late, gates.late, above=False))
-        out.append(
-            Check("G3", "the proxy rises with n", "best_of", lambda h: (curve(h, "proxy").diff(dim=-1) > 0).all(-1))
-        )
-        name = "AICc of the line minus R_bon's"
-        if end < 5:
-            missing.append(Missing("G3", name, f"answers differ at {end + 1} values of n only, a fit needs 6"))
-        else:
+    def below(h: Tensor) -> Tensor:
+        return reward.of(h, many, "ceiling").mean((-2, -1)) - accuracy(h, many)
 
-            def bend(h: Tensor) -> Tensor:
-                gold = curve(h, "gold_sd")
-                gain = gold[..., 1:] - gold[..., :1]
-                return fit_scaling(curve(h, "kl")[..., 1:].sqrt(), gain, form="bon").over_line
+    name = "the raters' ceiling minus accuracy at the most"
+    unknown = bool(reward.of(reward.now(), many, "ceiling").isnan().any())
+    return [
+        Check("G2", "rank correlation with the number of comparisons", "reward", grows),
+        Check("G2", "accuracy at the fewest", "reward", lambda h: accuracy(h, few), gates.few, above=False),
+        Check("G2", "accuracy gained", "reward", gained, gates.growth),
+        Missing("G2", name, "no ceiling is known: too few comparisons are judged twice")
+        if unknown
+        else Check("G2", name, "reward", below, 0.0),
+    ]
 
-            out.append(Check("G3", name, "best_of", bend, gates.aicc))
-    else:
-        missing.append(Missing("G3", "gold and proxy by n", "answers hardly differ: n goes nowhere"))
-    if trace and plan.get("free"):
 
-        def free(h: Tensor, measure: str) -> Tensor:
-            return trace.of(h, plan["free"], measure)
+def asked_of_best_of(best: Table | None, gates: Gates, plan: Plan, reach: Mapping[str, int]) -> list[Asked]:
+    end, middle = reach["last"], reach["middle"]
+    if not best or not end > middle > 0:
+        return [Missing("G3", "gold and proxy by n", "answers hardly differ: n goes nowhere")]
 
-        def lost(h: Tensor) -> Tensor:
-            return fall(free(h, "gold")) - gates.loss * rise(free(h, "gold"))
+    def curve(h: Tensor, measure: str) -> Tensor:
+        return best.of(h, plan["reference"], measure).mean(-2)[..., : end + 1]
 
-        def proxy_after(h: Tensor) -> Tensor:
-            [top] = crossed(free(h, "gold"), free(h, "proxy_sd"))
-            return (free(h, "proxy_sd")[..., -1] - top).mean(-1)
+    def late(h: Tensor) -> Tensor:
+        gold = curve(h, "gold")
+        return (gold[..., -1] - gold[..., middle]) / (gold[..., middle] - gold[..., 0])
 
-        out.append(Check("G4", "gold's rise", "trace", lambda h: rise(free(h, "gold")), gates.rise))
-        out.append(Check("G4", f"gold's fall minus {gates.loss:g} of its rise", "trace", lost, 0.0))
-        out.append(Check("G4", "the proxy's rise after gold's peak, s.d.", "trace", proxy_after, 0.0))
-    else:
-        missing.append(Missing("G4", "gold's rise and fall", "0 is not among `kl_coefs`"))
+    def rises(h: Tensor) -> Tensor:
+        return (curve(h, "proxy").diff(dim=-1) > 0).all(-1)
+
+    def bend(h: Tensor) -> Tensor:
+        gold = curve(h, "gold_sd")
+        gain = gold[..., 1:] - gold[..., :1]
+        return fit_scaling(curve(h, "kl")[..., 1:].sqrt(), gain, form="bon").over_line
+
+    name = "AICc of the line minus R_bon's"
+    return [
+        Check("G3", "what the second half adds, of the first's", "best_of", late, gates.late, above=False),
+        Check("G3", "the proxy rises with n", "best_of", rises),
+        Missing("G3", name, f"answers differ at {end + 1} values of n only, a fit needs 6")
+        if end < 5
+        else Check("G3", name, "best_of", bend, gates.aicc),
+    ]
+
+
+def asked_of_turnover(trace: Table | None, gates: Gates, plan: Plan) -> list[Asked]:
+    if not trace or not plan.get("free"):
+        return [Missing("G4", "gold's rise and fall", "0 is not among `kl_coefs`")]
+
+    def free(h: Tensor, measure: str) -> Tensor:
+        return trace.of(h, plan["free"], measure)
+
+    def lost(h: Tensor) -> Tensor:
+        return fall(free(h, "gold")) - gates.loss * rise(free(h, "gold"))
+
+    def proxy_after(h: Tensor) -> Tensor:
+        [top] = crossed(free(h, "gold"), free(h, "proxy_sd"))
+        return (free(h, "proxy_sd")[..., -1] - top).mean(-1)
+
+    return [
+        Check("G4", "gold's rise", "trace", lambda h: rise(free(h, "gold")), gates.rise),
+        Check("G4", f"gold's fall minus {gates.loss:g} of its rise", "trace", lost, 0.0),
+        Check("G4", "the proxy's rise after gold's peak, s.d.", "trace", proxy_after, 0.0),
+    ]
+
+
+def asked_of_penalty(trace: Table | None, gates: Gates, plan: Plan) -> list[Asked]:
+    out: list[Asked] = []
+    name = "final KL falls with the coefficient"
     if trace and len(plan["held"]) > 1:
 
         def ends(h: Tensor) -> Tensor:
-            return torch.stack([trace.of(h, name, "kl")[..., -1].mean(-1) for name in plan["held"]], -1)
+            return torch.stack([trace.of(h, held, "kl")[..., -1].mean(-1) for held in plan["held"]], -1)
 
-        out.append(
-            Check("G5", "final KL falls with the coefficient", "trace", lambda h: (ends(h).diff(dim=-1) < 0).all(-1))
-        )
+        out.append(Check("G5", name, "trace", lambda h: (ends(h).diff(dim=-1) < 0).all(-1)))
     else:
-        missing.append(Missing("G5", "final KL falls with the coefficient", "`kl_coefs` has one value"))
+        out.append(Missing("G5", name, "`kl_coefs` has one value"))
+    name = "gold's fall at the default"
     if trace and plan.get("default"):
 
         def default(h: Tensor) -> Tensor:
             return fall(trace.of(h, plan["default"], "gold"))
 
-        out.append(Check("G5", "gold's fall at the default", "trace", default, gates.kept, above=False))
+        out.append(Check("G5", name, "trace", default, gates.kept, above=False))
     else:
-        missing.append(Missing("G5", "gold's fall at the default", "the study has no `default`"))
-    if best:
+        out.append(Missing("G5", name, "the study has no `default`"))
+    return out
 
-        def top(h: Tensor, condition: str) -> Tensor:
-            return peak(best.of(h, condition, "gold")[..., : reach["last"] + 1])
 
-        def ahead(h: Tensor, condition: str) -> Tensor:
-            return top(h, plan["reference"]) - top(h, condition)
+def asked_of_data(best: Table | None, plan: Plan, reach: Mapping[str, int]) -> list[Asked]:
+    if not best:
+        return []
 
-        for key, of in (("fewer", "comparisons"), ("noisy", "flips")):
-            if condition := plan.get(key):
-                figure = partial(ahead, condition=condition)
-                out.append(Check("G6", f"peak gold minus that of {condition}", "best_of", figure, 0.0))
-            else:
-                missing.append(Missing("G6", f"peak gold minus that with other `{of}`", f"the study has no `{of}`"))
-    return out, missing
+    def top(h: Tensor, condition: str) -> Tensor:
+        return peak(best.of(h, condition, "gold")[..., : reach["last"] + 1])
+
+    def ahead(h: Tensor, condition: str) -> Tensor:
+        return top(h, plan["reference"]) - top(h, condition)
+
+    out: list[Asked] = []
+    for key, of in (("fewer", "comparisons"), ("noisy", "flips")):
+        if condition := plan.get(key):
+            figure = partial(ahead, condition=condition)
+            out.append(Check("G6", f"peak gold minus that of {condition}", "best_of", figure, 0.0))
+        else:
+            out.append(Missing("G6", f"peak gold minus that with other `{of}`", f"the study has no `{of}`"))
+    return out
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -387,7 +420,7 @@ def worst(outcomes: Sequence[str]) -> str:
     return next(o for o in ("FAIL", "INCONCLUSIVE", "PASS") if o in outcomes)
 
 
-def analyze(tables: Mapping[str, Table], gates: Gates, plan: Mapping[str, Any], *, seed: int = 0) -> dict[str, Any]:
+def analyze(tables: Mapping[str, Table], gates: Gates, plan: Plan, *, seed: int = 0) -> dict[str, Any]:
     """Gates, fits and curves, as data that can be written down."""
     reach = (
         best_of_reach(tables["best_of"], plan["reference"], gates) if "best_of" in tables else {"last": 0, "middle": 0}
@@ -446,7 +479,7 @@ def best_of_reach(table: Table, reference: str, gates: Gates) -> dict[str, int]:
 
 
 def points_of(
-    table: Table, means: Tensor, form: str, gates: Gates, plan: Mapping[str, Any], reach: Mapping[str, int]
+    table: Table, means: Tensor, form: str, gates: Gates, plan: Plan, reach: Mapping[str, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d, gain in s.d. and which count, [..., G x K]: the points of all seeds together."""
     name = plan["reference"] if form == "bon" else plan["free"]
@@ -461,9 +494,7 @@ def points_of(
     return d.flatten(-2), gain.flatten(-2), mask.flatten(-2)
 
 
-def fitted(
-    table: Table, means: Tensor, form: str, gates: Gates, plan: Mapping[str, Any], reach: Mapping[str, int]
-) -> Tensor:
+def fitted(table: Table, means: Tensor, form: str, gates: Gates, plan: Plan, reach: Mapping[str, int]) -> Tensor:
     """alpha, beta, d*, R*, R2 and the AICc gap [n, 6]; resamples with too few points are left out."""
     d, gain, mask = points_of(table, means, form, gates, plan, reach)
     enough = mask.sum(-1) >= 5
@@ -479,7 +510,7 @@ def summary(
     form: str,
     drawn: list[Tensor],
     gates: Gates,
-    plan: Mapping[str, Any],
+    plan: Plan,
     reach: Mapping[str, int],
 ) -> dict[str, Any] | None:
     """The fit with its percentile intervals, and its curve with a band."""
