@@ -17,7 +17,7 @@ from tests.report.test_browser import Visit, browser  # noqa: F401
 from tests.toy import run
 from trueup.recipe import load_recipe
 from trueup.records import UserError
-from trueup.study import compose, load_study, name_of, read_measured
+from trueup.study import compose, left, load_study, name_of, read_measured
 
 RECIPE = {
     "name": "toy",
@@ -261,6 +261,13 @@ def composed(**changes) -> list[str]:
     recipe = {**RECIPE, "stages": {**RECIPE["stages"], **changes.pop("stages", {})}}
     study = load_study("x", None, [f"{k}={json.dumps(v)}" for k, v in {**STUDY, **changes}.items()])
     return list(compose(recipe, study, 3).stages)
+
+
+def test_what_is_left_is_told_by_what_the_same_stages_took():
+    took = {"sft": [50.0, 70.0], "ppo": [600.0]}
+    assert left(["sft", "ppo", "ppo"], took, 2) == "about 10 min left"  # (60 + 2 x 600) / 2
+    assert left(["sft", "ppo", "dpo"], took, 1) == "at least 11 min left"
+    assert left([], took, 2) == "about 0 min left"
 
 
 def test_only_what_is_needed_is_composed():

@@ -270,7 +270,12 @@ def work(
     if not todo:
         return
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running, began, spent = list(todo), dict[Future[float], Cell](), time.monotonic(), 0.0
+    waiting, running, spent = list(todo), dict[Future[float], Cell](), 0.0
+    took: dict[str, list[float]] = {}
+    for seed, of in seconds_of(stages).items():
+        for name, seconds in of.items():
+            if stages[seed][name].done:
+                took.setdefault(name, []).append(seconds)
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update(threads)  # what the workers start with: torch reads it when it is loaded
@@ -286,14 +291,14 @@ def work(
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         seed, name = running.pop(future)
                         try:
-                            spent += future.result()
+                            took.setdefault(name, []).append(future.result())
                         except UserError as error:
                             raise UserError(f"seed {seed}, stage '{name}': {error}") from None
-                        done = len(todo) - len(waiting) - len(running)
-                        left = (time.monotonic() - began) / done * (len(todo) - done) / 60
+                        spent += future.result()
+                        coming = [of for _, of in (*waiting, *running.values())]
                         console.print(
-                            f"{total - len(todo) + done}/{total}  seed {seed}  {name:24} {future.result():5.0f} s"
-                            f"   about {left:.0f} min left",
+                            f"{total - len(coming)}/{total}  seed {seed}  {name:24} {future.result():5.0f} s"
+                            f"   {left(coming, took, jobs)}",
                             markup=False,
                         )
             except BaseException:
@@ -308,6 +313,12 @@ def work(
             else:
                 os.environ[name] = value
     console.print(f"{spent / 3600:.2f} core-hours", markup=False)
+
+
+def left(coming: Sequence[str], took: Mapping[str, Sequence[float]], jobs: int) -> str:
+    """How long the stages to come will take: as long as those of their names have. What never ran yet is not known."""
+    known = [sum(took[name]) / len(took[name]) for name in coming if name in took]
+    return f"{'about' if len(known) == len(coming) else 'at least'} {sum(known) / jobs / 60:.0f} min left"
 
 
 def _alone() -> None:
