@@ -272,14 +272,46 @@ def test_the_command(tmp_path, monkeypatch):
     assert "does not fit into 1.0 KB" in none.output
 
 
-def test_a_stage_that_makes_an_ensemble_is_told_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.long
+def test_an_ensemble_is_so_many_reward_models_trained_in_turn_and_held_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = small(tmp_path)
-    member = {key: data["stages"]["reward"][key] for key in ("model", "data")}
-    ppo = {**data["stages"]["ppo"], "scorer": "@ensemble/final"}
-    data["stages"] = {"sft": data["stages"]["sft"], "ensemble": {"members": 2, "member": member}, "ppo": ppo}
-    with pytest.raises(UserError, match=r"ensemble-.*/final: plan knows no ensembles yet"):
-        planning.plan(load_recipe(data), tmp_path / "runs", rate=1e12)
+    stages = data["stages"]
+    stages["reward"]["held_out"] = 0.2
+    stages["ensemble"] = {"members": 3, "average": True, "member": stages["reward"]}
+    stages |= {"against": {**stages["ppo"], "phase": "ppo", "scorer": "@ensemble/final"}}
+    stages["listed"] = {
+        **stages["against"],
+        "scorer": {"ensemble": [*map("@ensemble/final/member-{}".format, (0, 2)), "m:f"]},
+    }
+    stages["again"] = {**stages["ppo"], "phase": "ppo", "critic": "@against/critic"}
+    found = {p.stage.name: p.estimate for p in planning.plan(load_recipe(data), tmp_path / "runs", rate=1e12)}
+    one, three = found["reward"], found["ensemble"]
+    [scored] = set(three.moments) - set(one.moments)
+    assert {n: m for n, m in three.moments.items() if n != scored} == one.moments
+    weights = one.moments["a training step"]["weights: reward model"]
+    members = {f"weights: member{more}": weights for more in ("", " 2", " 3")}
+    assert three.moments[scored].items() >= members.items()
+    assert 3 * one.operations < three.operations < 3.3 * one.operations  # more by what it takes to measure them
+    assert three.disk["final/"] == three.disk["the members once more"] == 3 * one.disk["final/"]
+    assert three.disk["average/"] == one.disk["final/"]
+    assert three.disk["checkpoints, to go on from"] == one.disk["checkpoints, to go on from"]
+    assert three.micro == ("ensemble.member.train.optim.micro_tokens", *one.micro[1:])
+    update, against, listed = (found[n].moments["the update"] for n in ("ppo", "against", "listed"))
+    more = {f"weights: reward model {i}": weights for i in (2, 3)}
+    assert against == update | more and listed == update | {"weights: reward model 2": weights}
+    assert found["against"].operations > found["ppo"].operations
+    assert found["again"].moments["the update"] == update
+    planned = planning.plan(load_recipe(data, ["ensemble.average=false"]), tmp_path / "runs", memory=10**9, rate=1e12)
+    assert planned[3].largest == planned[3].estimate.micro[2]
+    # One that is made is read as it is; gathered members are only held.
+    run_recipe(load_recipe({**data, "stages": {n: stages[n] for n in ("sft", "ensemble")}}), tmp_path / "runs")
+    [made] = (tmp_path / "runs").glob("small/ensemble-*/final")
+    gathered = {"members": [f"{made}/member-0", f"{made}/member-2"], "member": stages["reward"]}
+    stages = {"sft": stages["sft"], "ensemble": gathered, "ppo": {**stages["ppo"], "scorer": str(made)}}
+    after = planning.plan(load_recipe({**data, "stages": stages}), tmp_path / "runs", rate=1e12)
+    assert after[2].estimate.moments["the update"] == against
+    assert list(after[1].estimate.moments) == [scored] and after[1].estimate.disk == {"final/": 2 * one.disk["final/"]}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +323,7 @@ def test_a_stage_that_makes_an_ensemble_is_told_in_one_line(tmp_path, monkeypatc
         (["sft.max_length=2"], "every row has more than 2 tokens"),
         (["sft.model=empty"], "empty: no config.json in this folder"),
         (["sft.modle=base"], "did you mean 'model'"),
-        (["ppo.scorer={ensemble: base, combine: wco}"], "base: plan knows no ensembles yet"),
+        (["ppo.scorer={ensemble: base, combine: wco}"], "base: no ensemble.json in this folder"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, keys, message):

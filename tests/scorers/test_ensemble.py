@@ -127,6 +127,7 @@ def test_a_member_that_does_not_apply_is_refused(here, mesh, monkeypatch):
         ({"ensemble": ["toyrules:blue"], "combine": "worst"}, "key 'combine'"),
         ({"ensemble": ["toyrules:blue"], "penalty": -1}, "key 'penalty'"),
         ({"ensemble": []}, "key 'ensemble"),
+        ({"ensemble": ["toyrules:blue", "toyrules:short", "toyrules:blue"]}, "'toyrules:blue' is in it twice"),
         ({"toyrules:blue": "much"}, "key 'scorer'"),
     ],
 )

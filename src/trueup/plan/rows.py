@@ -51,7 +51,7 @@ def text_of(chat: Chat, tokens: int) -> str:
 def rows_of(stage: Stage, folders: Folders) -> Rows:
     """The rows of a stage's data, by the phase's own reading where the file is there; else as long as the phase's
     limits let them be."""
-    config: Any = stage.config
+    config: Any = getattr(stage.config, "member", stage.config)
     model = folders.of(config.model if hasattr(config, "model") else next(iter(config.models.values())))
     chat, context = Chat.load(model), context_length(model)
     read, sides = _reading(stage)
@@ -97,7 +97,7 @@ def _reading(stage: Stage) -> tuple[Callable[[Source], Any], int]:
         return read_demonstrations, 1
     if stage.phase == "dpo" and stage.config.loss == "kto":  # type: ignore[attr-defined]
         return read_thumbs, 1
-    return (read_preferences, 2) if stage.phase in ("reward", "dpo") else (read_prompts, 1)
+    return (read_preferences, 2) if stage.phase in ("reward", "ensemble", "dpo") else (read_prompts, 1)
 
 
 def _prompt_of(record: Demonstration | Preference | Thumb) -> Prompt:

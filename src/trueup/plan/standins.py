@@ -19,8 +19,7 @@ from trueup.models.weightless import weightless
 from trueup.named import CALLABLE
 from trueup.recipe import Stage
 from trueup.records import Completion, Prompt, UserError, is_local, write_json
-
-ENSEMBLE = "plan knows no ensembles yet; plan with one of its reward models as the scorer"
+from trueup.scorers.ensemble import FILE, is_ensemble, read_ensemble
 
 
 class Folders:
@@ -40,8 +39,10 @@ class Folders:
 
     def _make(self, name: str) -> Path:
         stage = next((s for folder, s in self.stages.items() if name == folder or name.startswith(f"{folder}/")), None)
-        target = self.at / f"model-{len(self.known)}"
+        target = self.at / f"model-{len(list(self.at.iterdir()))}"
         target.mkdir()
+        if (stage is not None and stage.phase == "ensemble" and name == f"{stage.folder}/final") or is_ensemble(name):
+            return self._ensemble(name, stage, target)
         if stage is None or (Path(name) / "config.json").is_file():
             config = _read_config(name)
             self._known_adapter(Path(name) / ADAPTER, config, target)
@@ -50,15 +51,19 @@ class Folders:
             from trueup.world.stage import base_shape
 
             config, source = base_shape(stage.config)  # type: ignore[arg-type]
-        elif stage.phase == "ensemble":
-            raise UserError(f"{name}: {ENSEMBLE}")
         else:
-            start = self.of(stage.config.model)  # type: ignore[attr-defined]
+            made: Any = stage.config
+            if stage.phase == "ensemble":
+                made = member_of(made, Path(name).name)
+            start = self.of(made.model)
             if stage.phase == "ppo" and Path(name).name == "critic":
-                start = self.of(critic_of(stage.config) or stage.config.model)  # type: ignore[attr-defined]
+                start = self.of(critic_of(made) or made.model)
+                start = f"{start}/{read_ensemble(start).best}" if is_ensemble(start) else start
             config, source = AutoConfig.from_pretrained(start), start
-            if stage.phase == "reward":
-                self._adapter(stage, start, target)
+            if stage.phase in ("reward", "ensemble"):
+                # An adapter's record, by which PPO knows whether it stands on the same weights.
+                if made.lora:
+                    self._record(start, made.lora, made.train.precision, target)
                 config.num_labels = 1
                 classes: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
                 config.architectures = [classes.__name__]
@@ -76,11 +81,25 @@ class Folders:
                 self.plain.add(str(target))
         return target
 
-    def _adapter(self, stage: Stage, start: str, target: Path) -> None:
-        """An adapter's record, by which PPO knows whether it stands on the same weights."""
-        config: Any = stage.config
-        if config.lora:
-            self._record(start, config.lora, config.train.precision, target)
+    def _ensemble(self, name: str, stage: Stage | None, target: Path) -> Path:
+        """A folder of stand-ins for its members, made or not."""
+        if is_ensemble(name):
+            about = read_ensemble(name).model_dump()
+            members = {one: self.of(f"{name}/{one}") for one in about["members"]}
+        else:
+            assert stage is not None
+            config: Any = stage.config
+            known = (
+                config.members
+                if isinstance(config.members, list)
+                else [f"{name}/member-{i}" for i in range(config.members)]
+            )
+            members = {f"member-{i}": self.of(one) for i, one in enumerate(known)}
+            about = {"members": list(members), "combine": config.combine, "penalty": config.penalty, "best": "member-0"}
+        for one, folder in members.items():
+            (target / one).symlink_to(folder)
+        write_json(target / FILE, about)
+        return target
 
     def _known_adapter(self, adapter: Path, config: PreTrainedConfig, target: Path) -> None:
         if (adapter / "base.json").is_file():
@@ -111,6 +130,11 @@ class Folders:
                 data[key] = self.of(data[key])
         if "models" in data:
             data["models"] = {name: self.of(folder) for name, folder in data["models"].items()}
+        if stage.phase == "ensemble":
+            data["member"]["model"] = self.of(data["member"]["model"])
+            data["starts"] = [self.of(one) for one in data["starts"]]
+            if isinstance(data["members"], list):
+                data["members"] = [self.of(one) for one in data["members"]]
         for key in ("scorer", "audit", "gold", "proxy", "judge"):
             if data.get(key):
                 data[key] = self._scorer(data[key])
@@ -131,7 +155,13 @@ class Folders:
         if isinstance(spec, Mapping) and ("use" in spec or "constitution" in spec):
             return None
         if isinstance(spec, Mapping) and "ensemble" in spec:
-            raise UserError(f"{spec['ensemble']}: {ENSEMBLE}")
+            of = spec["ensemble"]
+            if isinstance(of, str):
+                if not is_ensemble(self.of(of)):
+                    read_ensemble(of)  # says what it is not
+                return {**spec, "ensemble": self.of(of)}
+            models = [self.of(one) for one in of if _is_model(one)]
+            return {**spec, "ensemble": models} if models else None
         if isinstance(spec, Mapping):
             return {self.of(one): weight for one, weight in spec.items() if _is_model(one)} or None
         return self.of(spec) if _is_model(spec) else None
@@ -143,9 +173,18 @@ def _is_model(spec: str) -> bool:
     return not elsewhere and not CALLABLE.match(spec)
 
 
+def member_of(config: Any, name: str) -> Any:
+    """The config of an ensemble's member `member-I`; of `average`, that of the first."""
+    i = int(name.partition("-")[2] or 0)
+    start = config.starts[i % len(config.starts)] if config.starts else config.member.model
+    return config.member.model_copy(update={"model": start})
+
+
 def critic_of(config: Any) -> str | None:
-    """The reward model that a PPO config's critic starts from, as `ppo.make_critic` finds it."""
+    """The reward model, or the ensemble, that a PPO config's critic starts from, as `ppo.make_critic` finds it."""
     spec = config.critic or config.scorer
+    if isinstance(spec, Mapping) and "ensemble" in spec:
+        spec = spec["ensemble"] if isinstance(spec["ensemble"], str) else dict.fromkeys(spec["ensemble"], 1.0)
     weights = spec if isinstance(spec, Mapping) else {spec: 1.0}
     return max((one for one in weights if _is_model(one)), key=lambda one: abs(weights[one]), default=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, islice
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from trueup.plan.rows import LOOKED_AT, WORD, Rows, rows_of, text_of
 from trueup.plan.standins import Folders
 from trueup.recipe import Stage
 from trueup.records import Completion, Message, Preference, Prompt, Thumb
+from trueup.scorers.ensemble import is_ensemble, read_ensemble
 
 T = TypeVar("T")
 
@@ -65,7 +66,8 @@ class Walk:
     mesh: Mesh = field(default_factory=Mesh)
 
     def vocab(self) -> int:
-        name = self.config.model if hasattr(self.config, "model") else next(iter(self.config.models.values()))
+        config = getattr(self.config, "member", self.config)
+        name = config.model if hasattr(config, "model") else next(iter(config.models.values()))
         return int(AutoConfig.from_pretrained(name).get_text_config().vocab_size)
 
 
@@ -272,8 +274,35 @@ def _walk_reward(walk: Walk, footprint: Footprint) -> None:
         )
         _score(walk, footprint, net, [n + config.sampling.max_tokens for n in asked])
         del start
+        gc.collect()
     _save(walk, footprint, model, config.model)
     _disk(walk, {"reward": model}, {"final": model}, best=config.held_out > 0, shown=2 * config.samples, steps=steps)
+
+
+def _walk_ensemble(walk: Walk, footprint: Footprint) -> None:
+    """A reward model after another; then all of them, to be measured together."""
+    config, out = walk.config, walk.estimate
+    count = config.members if isinstance(config.members, int) else len(config.members)
+    models = config.members if isinstance(config.members, list) else cycle(config.starts or [config.member.model])
+    if isinstance(config.members, int):
+        _walk_reward(replace(walk, config=config.member), footprint)
+        gc.collect()
+        out.operations *= count
+        average = {"average/": out.disk["final/"]} if config.average else {}
+        # Checkpoints go when a member is done; and `final/` holds each member once more.
+        out.disk |= {name: size * count for name, size in out.disk.items() if not name.startswith("checkpoints")}
+        out.disk |= {"the members once more": out.disk["final/"], **average}
+        key, budget, full = out.micro or ("", 0, 0)
+        out.micro = (key.replace(".", ".member.", 1), budget, full)
+    nets = [Net(load_scalar(model, seed=0).model, "reward") for model in islice(models, count)]
+    for i, net in enumerate(nets):
+        footprint.weights(net.model, "weights: member" + (f" {i + 1}" if i else ""))
+    if not isinstance(config.members, int):
+        out.disk["final/"] = sum(p.numel() * p.dtype.itemsize for net in nets for p in net.model.parameters())
+    if held := round(walk.rows.total * config.member.held_out):
+        lengths = [n for pair in _cycled(walk.rows.lengths, held) for n in pair]
+        for net in nets:
+            _score(walk, footprint, net, lengths, "the members measured together")
 
 
 def _walk_dpo(walk: Walk, footprint: Footprint) -> None:
@@ -345,13 +374,13 @@ def _answered(rows: Sequence[Sequence[int]], shared: float) -> list[dpo.Row]:
     return out
 
 
-def _score(walk: Walk, footprint: Footprint, net: Net, lengths: Sequence[int]) -> None:
+def _score(walk: Walk, footprint: Footprint, net: Net, lengths: Sequence[int], moment: str = "scoring") -> None:
     rows = _whole([[n] for n in lengths], MICRO_TOKENS)
     before = footprint.flops
     with footprint.moment() as found:
         ids = torch.full((len(rows), max(map(max, rows))), 3)
         forward(net, {"ids": ids, "lengths": torch.tensor(rows)[:, 0]}, walk.mesh)
-    walk.estimate.moments["scoring"] = found
+    walk.estimate.moments[moment] = found
     walk.estimate.operations += (footprint.flops - before) / sum(map(sum, rows)) * sum(lengths)
 
 
@@ -442,7 +471,8 @@ def _walk_ppo(walk: Walk, footprint: Footprint) -> None:
 def _nets(scorer: Any) -> list[Net]:
     if hasattr(scorer, "net"):
         return [scorer.net]
-    return [net for one, _ in getattr(scorer, "scorers", []) for net in _nets(one)]
+    several = [one for one, _ in getattr(scorer, "scorers", [])] + list(getattr(scorer, "members", {}).values())
+    return [net for one in several for net in _nets(one)]
 
 
 def _prompt(chat: Chat, tokens: int) -> Prompt:
@@ -476,12 +506,18 @@ def _walk_answers(walk: Walk, footprint: Footprint) -> None:
 
 
 def _scored_by(spec: Any) -> list[str]:
-    return list(spec) if isinstance(spec, Mapping) else [spec]
+    """The reward models of a stand-in's spec."""
+    if isinstance(spec, Mapping) and "ensemble" in spec:
+        spec = spec["ensemble"]
+    if isinstance(spec, str) and is_ensemble(spec):
+        return [f"{spec}/{name}" for name in read_ensemble(spec).members]
+    return [spec] if isinstance(spec, str) else list(spec)
 
 
 WALKS: dict[str, Callable[[Walk, Footprint], None]] = {
     "sft": _walk_sft,
     "reward": _walk_reward,
+    "ensemble": _walk_ensemble,
     "dpo": _walk_dpo,
     "ppo": _walk_ppo,
     "generate": _walk_answers,

@@ -69,6 +69,8 @@ def make_ensemble(spec: EnsembleSpec, mesh: Mesh, models: Models | None) -> Ense
         combine, penalty, best = folder.combine, folder.penalty, f"{spec.ensemble}/{folder.best}"
     else:
         names = paths = list(spec.ensemble)
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise UserError(f"an ensemble as scorer: '{twice[0]}' is in it twice")
         combine, penalty, best = "mean", 0.5, None
     members = [make_scorer(path, mesh, models) for path in paths]
     best = best or next((found for one in members if (found := reward_model_in(one))), None)
