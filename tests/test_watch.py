@@ -156,7 +156,8 @@ def test_what_the_proxy_promises_is_the_sigmoid_of_its_raw_scores(toy, mesh):
         ids = proxy.chat.prompt_ids(asked[0].messages) + proxy.chat.reply_ids(one.text, one.ended)
         raw.append(model(torch.tensor([ids])).logits.item())
     assert tokens and found[0] - found[1] == pytest.approx(raw[0] - raw[1], abs=1e-4)
-    twice = make_scorer({"ensemble": [str(toy / "reward/final")] * 2}, mesh)
+    shutil.copytree(toy / "reward/final", toy / "copy", dirs_exist_ok=True)
+    twice = make_scorer({"ensemble": [str(toy / "reward/final"), str(toy / "copy")]}, mesh)
     assert logits_of(twice, twice.score(asked, pair)) == pytest.approx(found)
     rule = make_scorer({str(toy / "reward/final"): 1.0}, mesh)
     assert logits_of(rule, rule.score(asked, pair)) is None
