@@ -64,16 +64,15 @@ def over_all(
     elsewhere = read(arguments.files, settings, arguments.seeds)
     here = [seed for seed in arguments.seeds if seed not in elsewhere]
     if arguments.jobs > 1 and not arguments.table:
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = (
-            "1"  # read where torch is loaded, in the workers
-        )
+        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the workers' torch reads them
         with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
             said = list(pool.map(one, here))
     else:
         said = [one(seed) for seed in here]
     everything = {**elsewhere, **dict(zip(here, said, strict=True))}
     found = {seed: everything[seed] for seed in arguments.seeds if everything[seed]}
-    write_json(path, {"settings": settings, "seeds": found})
+    if found:
+        write_json(path, {"settings": settings, "seeds": found})
     return found
 
 
