@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 from trueup.evaluate.overoptimization import interval
 from trueup.math import bootstrap_interval
 from trueup.records import write_json
+from trueup.study import workers
 
 
 def parser_of(doc: str | None, worlds: Sequence[str], seeds: int) -> argparse.ArgumentParser:
@@ -64,8 +62,7 @@ def over_all(
     elsewhere = read(arguments.files, settings, arguments.seeds)
     here = [seed for seed in arguments.seeds if seed not in elsewhere]
     if arguments.jobs > 1 and not arguments.table:
-        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the workers' torch reads them
-        with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        with workers(arguments.jobs) as pool:
             said = list(pool.map(one, here))
     else:
         said = [one(seed) for seed in here]

@@ -17,8 +17,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,42 +277,26 @@ def work(
         for name, seconds in of.items():
             if stages[seed][name].done:
                 took.setdefault(name, []).append(seconds)
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in threads}
-    os.environ.update(threads)  # what the workers start with: torch reads it when it is loaded
-    try:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
-            try:
-                while waiting or running:
-                    ready = [c for c in waiting if all(stages[c[0]][p].done for p in stages[c[0]][c[1]].parents)]
-                    for seed, name in ready[: jobs - len(running)]:
-                        waiting.remove((seed, name))
-                        log = logs / f"seed-{seed}-{name}.txt"
-                        running[pool.submit(work_one, recipes[seed], name, runs, log)] = seed, name
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        seed, name = running.pop(future)
-                        try:
-                            took.setdefault(name, []).append(future.result())
-                        except UserError as error:
-                            raise UserError(f"seed {seed}, stage '{name}': {error}") from None
-                        spent += future.result()
-                        coming = [of for _, of in (*waiting, *running.values())]
-                        console.print(
-                            f"{total - len(coming)}/{total}  seed {seed}  {name:24} {future.result():5.0f} s"
-                            f"   {left(coming, took, jobs)}",
-                            markup=False,
-                        )
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in multiprocessing.active_children():
-                    worker.terminate()  # a stage goes on from its checkpoint
-                raise
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with workers(jobs) as pool:
+        while waiting or running:
+            ready = [c for c in waiting if all(stages[c[0]][p].done for p in stages[c[0]][c[1]].parents)]
+            for seed, name in ready[: jobs - len(running)]:
+                waiting.remove((seed, name))
+                log = logs / f"seed-{seed}-{name}.txt"
+                running[pool.submit(work_one, recipes[seed], name, runs, log)] = seed, name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                seed, name = running.pop(future)
+                try:
+                    took.setdefault(name, []).append(future.result())
+                except UserError as error:
+                    raise UserError(f"seed {seed}, stage '{name}': {error}") from None
+                spent += future.result()
+                coming = [of for _, of in (*waiting, *running.values())]
+                console.print(
+                    f"{total - len(coming)}/{total}  seed {seed}  {name:24} {future.result():5.0f} s"
+                    f"   {left(coming, took, jobs)}",
+                    markup=False,
+                )
     console.print(f"{spent / 3600:.2f} core-hours", markup=False)
 
 
@@ -319,6 +304,30 @@ def left(coming: Sequence[str], took: Mapping[str, Sequence[float]], jobs: int) 
     """How long the stages to come will take: as long as those of their names have. What never ran yet is not known."""
     known = [sum(took[name]) / len(took[name]) for name in coming if name in took]
     return f"{'about' if len(known) == len(coming) else 'at least'} {sum(known) / jobs / 60:.0f} min left"
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each. Where the block fails or is interrupted they end at once: stages go on from their
+    checkpoints."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in threads}
+    os.environ.update(threads)  # what the workers start with: torch reads it when it is loaded
+    try:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_alone) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _alone() -> None:
