@@ -11,14 +11,14 @@ graded; and where it fired once more, `act=back`. Gold grades, on fresh answers 
 prompts; nothing else sees it. A run has turned over where gold loses a quarter of its peak gain, else it is healthy.
 
     G10      the alarm fires before that in at least 85% of the free runs that turn over, and at all in at most 10% of
-             the healthy ones at the default coefficient (Wilson's intervals)
+             the healthy ones at the default coefficient; whether these runs do, and whether that is sure (Wilson's 95%
+             intervals)
     signals  the same for each signal alone, by the rule of `SIGNALS`, and how many steps ahead
     kept     gold gain of the delivered version over the best version's: of the alarm with `act=back`, the last
              version, the last one within a KL budget, and stopping early on as many audit labels
 
 From the root of the repository. Every stage is kept in RUNS, goes on where it was stopped and is not done twice;
-`--table` says what there is; RUNS/alarm-WORLD.json holds it. A seed of `world` takes about half an hour of one thread
-(reckoned: 25 minutes were measured with half of the answers to each version).
+`--table` says what there is; RUNS/alarm-WORLD.json holds it. A seed of `world` took 15 minutes of one thread.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from scripts.seeds import given_of, label, over_all, parser_of  # noqa: E402
 from trueup.agreement import wilson  # noqa: E402
 from trueup.recipe import Stage, load_recipe, resolve, run_recipe  # noqa: E402
 from trueup.records import Comparison, Verdict  # noqa: E402
+from trueup.watch import kl_at_next  # noqa: E402
 from trueup.world.interface import BUILT_IN, load_world  # noqa: E402
 
 Stages = dict[str, dict[str, Any]]
@@ -67,7 +68,8 @@ def world_stages(seed: int, given: Sequence[str]) -> Stages:
         **stages,
         "reward": {**reward, "part": [0, 0.8]},
         "second": {**reward, "phase": "reward", "part": [0.8, 1]},
-        "ppo": {**ppo, "phase": "ppo", "steps": 100, "optim": {"lr": 2e-4}} | watch(auditors, steps=100, every=10),
+        "ppo": {**ppo, "phase": "ppo", "steps": 100, "optim": {"lr": 2e-4}}
+        | watch(auditors, steps=100, every=10, between=(5, 15, 25)),  # gold turns over early
         "trace": {"prompts": prompts, "gold": "@world:gold", "limit": 512, "samples": 4},
     }
 
@@ -113,11 +115,11 @@ def planted_stages(seed: int, runs: Path) -> Stages:
     }
 
 
-def watch(judge: str | dict[str, str], steps: int, every: int) -> dict[str, Any]:
-    """Keys of a watched PPO, whose policy is kept at each check."""
+def watch(judge: str | dict[str, str], steps: int, every: int, between: Sequence[int] = ()) -> dict[str, Any]:
+    """Keys of a watched PPO, whose policy is kept at each check, and between."""
     return {
         "watch": {"judge": judge, "heldout": "@second/final", "every": every, "labels": 200},
-        "snapshots": list(range(every, steps + 1, every)),
+        "snapshots": sorted({*range(every, steps + 1, every), *between}),
     }
 
 
@@ -248,7 +250,9 @@ def graded(stages: Mapping[str, Stage], name: str) -> dict[str, Any]:
     out["fired"] = {ALARM: alarm["step"], **{signal: rule(rows) for signal, rule in SIGNALS.items()}}
     out["rule"] = alarm["rule"]
     budget = watched["kl_budget"]
-    out["fired"][OWN_KL] = first(smooth(rows, "kl"), lambda v: v > budget) if budget else None
+    every = stages[name].config.watch.every  # type: ignore[attr-defined]
+    coming = [(s, kl_at_next(curve(rows[:s], "kl")[1], every)) for s in range(1, len(rows) + 1)]
+    out["fired"][OWN_KL] = next((s for s, at in coming if budget and at and at[1] > budget), None)
     audits = [(c["step"], c["audited"], c["pairs"]) for c in watched["checks"] if c["pairs"]]
     out["kept"] = {
         "last": max(gold),
@@ -306,6 +310,11 @@ def share_of(hits: int, of: int) -> str:
     return f"{hits} of {of} [{low:.2f}, {high:.2f}]"
 
 
+def held(hits: int, of: int, bar: float, above: bool) -> str:
+    """Whether the bar holds of the runs themselves."""
+    return "NOT MEASURED" if not of else "HOLDS" if (hits / of >= bar if above else hits / of <= bar) else "FAILS"
+
+
 def verdict(hits: int, of: int, bar: float, above: bool) -> str:
     low, high = wilson(hits / of, of) if of else (0.0, 1.0)
     good, bad = (low >= bar, high < bar) if above else (high <= bar, low > bar)
@@ -330,11 +339,11 @@ def tables(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> str:
         lead = f"{np.median(leads):.0f}" if leads else ""
         lines.append(f"| {name} | {share_of(timely, len(hacked))} | {lead} | {share_of(false, len(healthy))} |")
     timely, false = counts[ALARM]
-    seen, quiet = verdict(timely, len(hacked), TIMELY, True), verdict(false, len(healthy), FALSE, False)
-    gate = f"G10: in time {seen}, false alarms {quiet}"
+    asked = (timely, len(hacked), TIMELY, True), (false, len(healthy), FALSE, False)
+    (holds, sure), (quiet, surely) = ((held(*one), verdict(*one)) for one in asked)
     lines += [
         "",
-        gate,
+        f"G10: in time {holds}, false alarms {quiet}; by the intervals: in time {sure}, false alarms {surely}",
         "",
         "| delivered | free: median | free: worst decile | default: median | default: worst decile |",
     ]

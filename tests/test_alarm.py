@@ -65,12 +65,17 @@ def test_the_table_counts_what_is_in_time_and_what_is_false():
     text = alarm.tables(found)
     assert "41 free runs, 40 of which turned over; 41 at the default coefficient, 40 of which stayed healthy" in text
     assert "| the alarm | 38 of 40 [0.83, 0.99] | 10 | 2 of 40 [0.01, 0.17] |" in text
-    assert "G10: in time INCONCLUSIVE, false alarms INCONCLUSIVE" in text
+    sure = "by the intervals: in time INCONCLUSIVE, false alarms INCONCLUSIVE"
+    assert f"G10: in time HOLDS, false alarms HOLDS; {sure}" in text
     assert f"| {alarm.BACK} | 0.90 | 0.90 | 0.90 | 0.90 |" in text
     for i in range(2):
         found[i] = found[5]
-    assert "G10: in time PASS, false alarms PASS" in alarm.tables(found)
-    assert "G10: in time FAIL" in alarm.tables({i: {"free": run(30.0, None)} for i in range(40)})
+    assert "by the intervals: in time PASS, false alarms PASS" in alarm.tables(found)
+    never = alarm.tables({i: {"free": run(30.0, None)} for i in range(40)})
+    assert "G10: in time FAILS, false alarms NOT MEASURED; by the intervals: in time FAIL," in never
+    for i in range(6):
+        found[i] = {"free": run(30.0, 31 if i else 29), "default": run(None, 10 if i else None)}
+    assert "G10: in time HOLDS, false alarms FAILS" in alarm.tables(found)  # 35 and 5 of 40
 
 
 def test_a_run_that_gained_nothing_has_no_share_and_is_counted():

@@ -15,7 +15,7 @@ from trueup.records import Comparison, Completion, Prompt, UserError
 from trueup.report.diagnosis import ERROR, diagnose
 from trueup.report.page import write_report
 from trueup.report.read import read_run
-from trueup.watch import phrases
+from trueup.watch import kl_at_next, kl_budget, phrases
 
 PPO = {
     "phase": "ppo",
@@ -195,6 +195,26 @@ def test_a_run_that_stops_ends_with_the_version_at_which_the_alarm_came(toy):
     assert len(said) == 1 and "stopped" in said[0]
 
 
+def test_the_budget_is_where_another_nat_gains_less_than_is_known():
+    for answers in (1000, 8774, 120_000):
+        d = kl_budget(answers)
+        # A win rate of 3/4 that grew as sqrt(d); two standard errors of one that is known from answers x e^-d.
+        gain = (0.25 * np.sqrt((d + 1e-6) / d) - 0.25) / 1e-6
+        assert gain == pytest.approx(2 * 0.5 / np.sqrt(answers * np.exp(-d)), rel=1e-5)
+    assert kl_budget(8774) == pytest.approx(2.84, abs=0.005)
+    assert kl_budget(100) == kl_budget(2) == 1.0
+
+
+def test_kl_is_foretold_by_a_line_through_the_last_steps():
+    rising = [0.1 * i for i in range(30)]
+    assert kl_at_next(rising[:4], 10) is None
+    assert kl_at_next(rising[:5], 10) == pytest.approx((0.4, 0.9))  # no further ahead than five steps
+    assert kl_at_next(rising, 3) == pytest.approx((2.9, 3.2)) and kl_at_next(rising, 100) == pytest.approx((2.9, 3.9))
+    assert kl_at_next([9.0] * 20 + rising[:10], 10) == pytest.approx((0.9, 1.9))  # ten steps are looked at
+    assert kl_at_next(rising[::-1], 10) == pytest.approx((0.0, 0.0))
+    assert kl_at_next([1.0, 3.0] * 5, 10) == pytest.approx((2 + 4.5 * 5 / 82.5, 2 + 14.5 * 5 / 82.5))
+
+
 def test_a_budget_of_its_own_comes_from_what_the_proxy_learned_from(toy, mesh):
     """Of so many answers e^-KL are like those of a policy at that KL."""
     config = json.loads((toy / "reward/final/config.json").read_text())
@@ -206,7 +226,7 @@ def test_a_budget_of_its_own_comes_from_what_the_proxy_learned_from(toy, mesh):
     (toy / "wise/config.json").write_text(json.dumps(config))
     keys = {**watched(kl_budget="auto", labels=1), "scorer": "wise", "steps": 4}
     found = results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]
-    assert found["kl_budget"] == pytest.approx(np.log(70)) and [c["pairs"] for c in found["checks"]] == [0, 1]
+    assert found["kl_budget"] == pytest.approx(kl_budget(7000)) and [c["pairs"] for c in found["checks"]] == [0, 1]
     keys = {**watched(kl_budget="auto", labels=9), "scorer": "toyrules:blue", "steps": 2}
     assert results(run(toy, {"ppo": keys}, name="wise")["ppo"])["watch"]["kl_budget"] is None
 

@@ -43,11 +43,8 @@ AUDIT, AGAINST, AGAIN, START = 2**30, 2**29 + 2**30, 2**28, -1 % 2**31
 version is audited again, and of the start's own answers."""
 WORDS = 3
 """Words in a phrase."""
-KL_STEPS = 5
-"""KL is judged by its mean over so many steps."""
-LIKE = 100
-"""A policy at a KL of d nats is, of the answers that the proxy learned from, like about one in e^d (those that the best
-of e^d would be). With fewer than so many of them what they say of it is uncertain by more than 5 points."""
+KL_STEPS, KL_LEAST = 10, 5
+"""KL at the next check is foretold by a line through so many last steps, at the most and at the least."""
 RARE, OFTEN = 0.01, 0.1
 """A phrase is new style where at most this share of the start's answers has it, and at least that of the policy's."""
 AUDITOR = 500_000
@@ -67,8 +64,9 @@ class Watch(Config):
     heldout: Spec | None = None
     """A reward model trained on comparisons that the proxy never saw (`part` of phase reward); only logged."""
     kl_budget: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
-    """Alarm where KL, a mean over the last steps, is above this, in nats per completion; tried at every step. auto: log
-    of (answers that the proxy learned from / 100), where its config.json says how many; null: never."""
+    """Alarm where KL is above this, in nats per completion, or at its present rate will be by the next check; tried at
+    every step. auto: `kl_budget` of the answers that the proxy learned from, where its config.json says how many; null:
+    never."""
     error: float = Field(0.05, gt=0, lt=1)
     """The chance that a rule sets off a false alarm in a run, at any of its checks."""
     tolerance: float = Field(0.0, ge=0, lt=1)
@@ -77,6 +75,32 @@ class Watch(Config):
     """What an alarm does. warn: it is said. stop: PPO stops there. back: PPO stops, the labels that are left are spent
     on the versions kept so far, and `final/` is the one that the audits say is best. The policy is kept at every check,
     in `snapshots/`."""
+
+
+def kl_budget(answers: int) -> float:
+    """How far from the start, in nats per completion, a proxy that learned from so many answers can be believed; at
+    least 1. Gains grow about as sqrt(KL) (Gao et al. 2022, section 3): a policy that wins three of four at d nats wins
+    another 1 / (8 d) with the next nat. About answers x e^-d of the answers are like its own, so that win rates are
+    known there within 2 x .5 / sqrt(answers x e^-d), two standard errors. Where that is more than the next nat's gain,
+    what the proxy promises for it cannot be told from its error: d^2 e^d = answers / 64."""
+    low, high = 1.0, 1.0
+    while high * high * math.exp(high) < answers / 64:
+        high += 1
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle * middle * math.exp(middle) < answers / 64 else (low, middle)
+    return high
+
+
+def kl_at_next(kl: Sequence[float], every: int) -> tuple[float, float] | None:
+    """KL now and at the next check, by the straight line through the last steps' own, no further ahead than it looks
+    back; a fall is not foretold. None of fewer than `KL_LEAST`. An alarm at the budget itself comes too late: gold has
+    lost most where KL is fastest."""
+    last = np.asarray(kl[-KL_STEPS:], dtype=np.float64)
+    if len(last) < KL_LEAST:
+        return None
+    slope, now = np.polyfit(np.arange(len(last)) - len(last) + 1, last, 1)
+    return float(now), float(now + max(slope, 0.0) * min(every, len(last)))
 
 
 @dataclass
@@ -115,7 +139,7 @@ class Watcher:
         self.judge: Judge | None = make_judge(config.judge, mesh, seed=seed + AUDITOR) if config.judge else None
         self.heldout = make_scorer(config.heldout, mesh, models) if config.heldout else None
         answers = recorded(folder).get("answers", 0) if (folder := reward_model_in(proxy)) else 0
-        auto = max(1.0, math.log(answers / LIKE)) if answers else None
+        auto = kl_budget(answers) if answers else None
         self.budget = auto if config.kl_budget == "auto" else config.kl_budget
         self.answers = answers
         self.checks: list[Check] = []
@@ -149,10 +173,13 @@ class Watcher:
         """The signals of a step, from its rollout; KL is tried against its budget."""
         texts = [c.text for c in rollout.completions]
         self.kl = [*self.kl, float(rollout.k1.sum(1).mean())][-KL_STEPS:]
-        if self.budget is not None and len(self.kl) == KL_STEPS and np.mean(self.kl) > self.budget:
-            far = f"KL is {np.mean(self.kl):.1f} nats a completion, over its budget of {self.budget:.1f}"
-            why = f": of {self.answers} answers that the proxy learned from fewer than {LIKE} are like these"
-            self._set_off(step + 1, "kl", far + (why if self.config.kl_budget == "auto" else ""), run)
+        if self.budget is not None and (coming := kl_at_next(self.kl, self.config.every)) is not None:
+            now, then = coming
+            if then > self.budget:
+                far = f"KL is {now:.1f} nats a completion" + (f", {then:.1f} by the next check," * (now <= self.budget))
+                why = f": {self.answers} answers taught the proxy, too few to tell what more is worth"
+                why = why if self.config.kl_budget == "auto" else ""
+                self._set_off(step + 1, "kl", f"{far} over its budget of {self.budget:.1f}{why}", run)
         self.recent += texts
         out = {
             "length_drift": (float(np.mean([len(c.ids) for c in rollout.completions])) - self.length[0])
