@@ -141,8 +141,10 @@ def table(rows: dict[int, dict[str, float]]) -> str:
     lines = ["| figure | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for name in dict.fromkeys(name for row in rows.values() for name in row):
         values = [row.get(name, float("nan")) for row in rows.values()]
-        mean, bar = float(np.nanmean(values)), BARS.get(name)
-        told = ["", ""] if bar is None else [f">= {bar:.2f}", "holds" if mean >= bar else "FAILS"]
+        known, bar = [x for x in values if not np.isnan(x)], BARS.get(name)
+        mean = float(np.mean(known)) if known else float("nan")
+        verdict = ("holds" if mean >= bar else "FAILS") if bar is not None and known else "not measured"
+        told = ["", ""] if bar is None else [f">= {bar:.2f}", verdict]
         lines.append(f"| {name} | " + " | ".join([*(f"{x:.3f}" for x in values), f"{mean:.3f}", *told]) + " |")
     return "\n".join(lines)
 
