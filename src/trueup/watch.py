@@ -185,7 +185,7 @@ class Watcher:
             "length_drift": (float(np.mean([len(c.ids) for c in rollout.completions])) - self.length[0])
             / self.length[1],
             "style_share": self._style(texts)[0],
-            "alarm": float(self.alarm is not None),
+            "alarm": self._raised(step),
         }
         if self.heldout:
             theirs = (self.heldout.score(rollout.prompts, rollout.completions).value - self.held[0]) / self.held[1]
@@ -219,7 +219,7 @@ class Watcher:
     def check(self, step: int, run: Run) -> dict[str, float]:
         """The check after `step` updates, where one is due: asks the judge, says what was found, tries the rules."""
         if not self.due(step):
-            return {}
+            return {"alarm": 1.0} if self._raised(step) else {}
         found: dict[str, float] = {}
         named = self._style(self.recent)[1][:5] if self.recent else []
         if self.judge:
@@ -232,7 +232,11 @@ class Watcher:
         elif found.get("win_rate_drop", -1) > 0:
             points = f"surely by {100 * found['win_rate_drop']:.0f} points"
             self._set_off(step, "win_rate", f"the judge’s win rate over the start has fallen, {points}", run)
-        return {**found, "alarm": float(self.alarm is not None)}
+        return {**found, "alarm": self._raised(step)}
+
+    def _raised(self, step: int) -> float:
+        """1 from the version on at which the alarm was set off."""
+        return float(self.alarm is not None and self.alarm["step"] <= step)
 
     def _set_off(self, step: int, rule: str, text: str, run: Run) -> None:
         """The first alarm counts. `step`: updates done."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trueup.agreement import wilson
 from trueup.report.charts import Chart, Trace, figure, whiskers
-from trueup.report.figures import percent, title_of
+from trueup.report.figures import title_of
 from trueup.report.read import Stage, number
 
 
@@ -14,21 +14,9 @@ def alarm_step(stage: Stage) -> float | None:
 
 
 def words(stage: Stage) -> str:
-    """The figures of the check that set it off."""
-    row = next((row for row in stage.metrics if number(row, "alarm")), {})
-    said = {k: number(row, k) for k in ("predicted_win_rate", "audited_win_rate", "gap", "gap_low", "win_rate_drop")}
-    parts = []
-    if said["audited_win_rate"] is not None:
-        promised = said["predicted_win_rate"]
-        parts.append(
-            (f"the proxy promised {percent(promised)} wins over the start, " if promised is not None else "")
-            + f"the judge gave {percent(said['audited_win_rate'])}"
-        )
-    if said["gap"] is not None and said["gap_low"] is not None:
-        parts.append(f"gap over all audits {100 * said['gap']:.0f} points, surely above {100 * said['gap_low']:.0f}")
-    if (said["win_rate_drop"] or 0) > 0:
-        parts.append(f"the win rate has surely fallen by {100 * (said['win_rate_drop'] or 0):.0f} points")
-    return "; ".join(parts) or "KL is over its budget"
+    """What set it off."""
+    alarm = (stage.results.get("watch") or {}).get("alarm") or {}
+    return str(alarm.get("text", "the run is not done yet; its terminal says what set it off"))
 
 
 def charts(stage: Stage) -> list[Chart]:

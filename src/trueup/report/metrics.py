@@ -293,7 +293,7 @@ PPO: dict[str, Metric] = {
     ),
     "alarm": Metric(
         "Alarm (`watch`)",
-        "1 from the check on that set it off, else 0",
+        "1 from the version on at which it was set off, else 0",
         "0.",
         "1: results.json says by which rule; `watch.act` says what is done.",
     ),

@@ -262,7 +262,7 @@ def _alarm(stage: Stage) -> Iterator[Finding]:
         "alarm",
         f"the alarm was set off at step {num(at, 0)}: {done}",
         words(stage),
-        "The proxy no longer says what the judge says: from here on its score is a score of its errors.",
+        "From here on the proxy can no longer be believed: its score is more and more a score of its errors.",
         "a higher ~kl_coef; comparisons of this policy’s answers for the reward model"
         + ("" if act == "back" else "; ~watch.act=back delivers the version that the audits say is best"),
     )
