@@ -251,7 +251,8 @@ def graded(stages: Mapping[str, Stage], name: str) -> dict[str, Any]:
     out["rule"] = alarm["rule"]
     budget = watched["kl_budget"]
     every = stages[name].config.watch.every  # type: ignore[attr-defined]
-    coming = [(s, kl_at_next(curve(rows[:s], "kl")[1], every)) for s in range(1, len(rows) + 1)]
+    steps, nats = curve(rows, "kl")
+    coming = [(step + 1, kl_at_next(nats[: i + 1], every)) for i, step in enumerate(steps)]
     out["fired"][OWN_KL] = next((s for s, at in coming if budget and at and at[1] > budget), None)
     audits = [(c["step"], c["audited"], c["pairs"]) for c in watched["checks"] if c["pairs"]]
     out["kept"] = {

@@ -173,13 +173,15 @@ class Watcher:
         """The signals of a step, from its rollout; KL is tried against its budget."""
         texts = [c.text for c in rollout.completions]
         self.kl = [*self.kl, float(rollout.k1.sum(1).mean())][-KL_STEPS:]
-        if self.budget is not None and (coming := kl_at_next(self.kl, self.config.every)) is not None:
+        coming = kl_at_next(self.kl, self.config.every)
+        if self.budget is not None and coming is not None and coming[1] > self.budget:
             now, then = coming
-            if then > self.budget:
-                far = f"KL is {now:.1f} nats a completion" + (f", {then:.1f} by the next check," * (now <= self.budget))
-                why = f": {self.answers} answers taught the proxy, too few to tell what more is worth"
-                why = why if self.config.kl_budget == "auto" else ""
-                self._set_off(step + 1, "kl", f"{far} over its budget of {self.budget:.1f}{why}", run)
+            far = f"KL is {now:.1f} nats a completion" + (
+                f", {then:.1f} by the next check," if now <= self.budget else ""
+            )
+            why = f": {self.answers} answers taught the proxy, too few to tell what more is worth"
+            why = why if self.config.kl_budget == "auto" else ""
+            self._set_off(step + 1, "kl", f"{far} over its budget of {self.budget:.1f}{why}", run)
         self.recent += texts
         out = {
             "length_drift": (float(np.mean([len(c.ids) for c in rollout.completions])) - self.length[0])
