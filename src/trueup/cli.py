@@ -114,15 +114,22 @@ def _close(folder: Path, evaluations: list[Path], rounds: bool) -> None:
     console.print(f"report: {write_report(folder)}", markup=False)
 
 
-def _stage(phase: str, assignments: list[str] | None, name: str, runs: Path) -> None:
-    """One stage alone is a recipe of one stage; `device` and `track` are the recipe's keys."""
+def _stage(phase: str, assignments: list[str] | None, name: str, runs: Path, dry: bool = False) -> None:
+    """One stage alone is a recipe of one stage; `device` and `track` are the recipe's. `dry`: what it would ask."""
     from trueup.config import numbers, override
 
     if not assignments:
         raise UserError(f"trueup {phase} needs keys, such as model=... ; trueup keys {phase} lists them all")
     keys = numbers(override({}, assignments))
     of_recipe = {key: keys.pop(key) for key in ("device", "track") if key in keys}
-    _run({"name": name, **of_recipe, "stages": {phase: {"phase": phase, **keys}}}, [], runs)
+    recipe = {"name": name, **of_recipe, "stages": {phase: {"phase": phase, **keys}}}
+    if dry:
+        from trueup.recipe import load_recipe, resolve
+
+        [stage] = resolve(load_recipe(recipe), runs)
+        print(stage.module.estimate(stage.config))
+    else:
+        _run(recipe, [], runs)
 
 
 @app.command()
@@ -180,13 +187,7 @@ def judge(
     given = list(assignments or [])
     file = given.pop(0) if given and "=" not in given[0] else None
     phase, keys = ("judged", [f"data={file}", *given]) if file else ("judge", given)
-    if dry:
-        from trueup.evaluate import judged
-        from trueup.phases import judge as labelling
-
-        print((judged if file else labelling).estimate(keys))
-        return
-    _stage(phase, keys, name, runs)
+    _stage(phase, keys, name, runs, dry)
 
 
 @app.command()
@@ -202,9 +203,14 @@ def ai_feedback(assignments: Keys = None, name: Name = "ai-feedback", runs: Runs
 
 
 @app.command()
-def route(assignments: Keys = None, name: Name = "route", runs: Runs = RUNS) -> None:
+def route(
+    assignments: Keys = None,
+    name: Name = "route",
+    runs: Runs = RUNS,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what people and the judge would be asked.")] = False,
+) -> None:
     """Hard pairs to people, the rest to a judge: completions=COMPLETIONS.jsonl judge=JUDGE people=people budget=200"""
-    _stage("route", assignments, name, runs)
+    _stage("route", assignments, name, runs, dry)
 
 
 @app.command()

@@ -173,7 +173,7 @@ def test_a_dry_run_counts_what_is_asked_twice_and_what_people_judged(labelled, t
     where = "judge={constitution: default, endpoint: 'http://127.0.0.1:9/v1', model: m}"
     given = (f"completions={tmp_path / 'completions.jsonl'}", where)
     for more, requests in (((), 12), (("overlap=1",), 24), ((f"humans={people}", "overlap=0"), 12 + 20)):
-        code, out, err = call(tmp_path, "judge", *given, *(more or ("overlap=0",)), "--dry-run")
+        code, out, err = call(tmp_path, "judge", *given, *(more or ("overlap=0",)), "device=cpu", "--dry-run")
         assert code == 0, err
         assert out.startswith(f"6 pairs: {requests} requests")
 

@@ -402,6 +402,32 @@ def test_who_was_asked_is_told(place, call):
     assert "200 pairs: people were asked 60" in out and "simulated" not in out
 
 
+def test_a_dry_run_says_what_would_be_asked_and_asks_nothing(place, call):
+    def said(judge, *more):
+        words = ["completions=pairs-to-route.jsonl", f"judge={judge}", "people={use: routejudges:people, note: dry}"]
+        code, out, err = call(place, "route", *words, "audit=0.2", "device=cpu", *more, "--name", "dry", "--dry-run")
+        assert code == 0, err
+        assert not list(place.glob("dry-*")) and not (place / "runs" / "dry").exists()
+        return out.splitlines()
+
+    people, judge = said("{use: routejudges:bad_in, category: c, note: dry}", "budget=90")
+    found = routed(place, overlap=0.1)[0]
+    assert found["asked"]["audit"] == 40 and found["asked"]["asked twice"] == 4
+    assert people == "people: at most 90 labels for 200 pairs (40 audit, 4 asked twice, hard ones with the 46 left)"
+    assert judge == "judge: not a server"
+    server = "{constitution: default, endpoint: 'http://127.0.0.1:9/v1', model: m, price_in: 2, price_out: 0}"
+    _, judge = said(server, "budget=90", "limit=150")
+    assert judge.startswith("judge: 150 pairs: 300 requests to send, 0 answered before") and "at most 0 " not in judge
+    [people, _] = said(server, "money=30", "price=0.5", "sensitive=[a]", "how=random")
+    found = routed(place, overlap=0.1, budget=60, sensitive=["a"], how="random")[0]
+    sensitive, beyond = found["asked"]["sensitive"], found["dropped"]["sensitive, beyond the budget"]
+    assert sensitive == 16 and beyond > 0
+    assert people == (
+        "people: at most 60 labels for 200 pairs, 30 at the price given (40 audit, 4 asked twice, 16 sensitive); "
+        f"dropped: {beyond} sensitive, beyond the budget"
+    )
+
+
 # cut off
 
 

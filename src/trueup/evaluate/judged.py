@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trueup.config import Config, Seed, display, override, parse
+from trueup.config import Config, Seed, display
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, verdicts_of
 from trueup.judges.measured import biases, compare, line, measure, refusal
@@ -116,8 +116,7 @@ def about(verdict: Verdict) -> dict[str, Any]:
     return {"rater": verdict.rater, "note": verdict.note, "cost": verdict.cost, "readings": readings}
 
 
-def estimate(assignments: list[str]) -> str:
+def estimate(config: JudgedConfig) -> str:
     """What the judges would be asked, and what it would cost at most. Asks nothing."""
-    config = parse(JudgedConfig, override({}, assignments), "trueup judge FILE")
     pairs = [j.comparison for j in read_judged(config.data)[0][: config.limit or None]]
     return priced(len(pairs), [(one, config.seed, pairs) for one in (config.judge, config.against) if one])

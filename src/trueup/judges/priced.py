@@ -11,12 +11,17 @@ from trueup.judges.endpoint import Server
 from trueup.records import Comparison, UserError
 
 
+def is_server(spec: JudgeSpec) -> bool:
+    """Whether what it is asked is sent, and may be charged."""
+    return isinstance(spec, dict) and {"constitution", "endpoint"} <= set(spec)
+
+
 def priced(pairs: int, asked: Sequence[tuple[JudgeSpec, int, Sequence[Comparison]]]) -> str:
     """In one line, for judges with their seeds and what each is asked; those that are no servers cost nothing. Sends
     nothing. Raises UserError where none is a server."""
     found = []
     for spec, seed, comparisons in asked:
-        if isinstance(spec, dict) and {"constitution", "endpoint"} <= set(spec):
+        if is_server(spec):
             judge = make_judge(spec, Mesh(), seed=seed)
             assert isinstance(judge, Asking) and isinstance(judge.answerer, Server)
             found.append(judge.answerer.estimate([q for c in comparisons for q in judge.questions(c)]))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from trueup.config import Config, Seed, display, override, parse
+from trueup.config import Config, Seed, display
 from trueup.data.completions import pairs_of
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, pair_scores
@@ -126,9 +126,8 @@ def drawn(config: JudgeConfig) -> tuple[list[Comparison], list[Comparison], Coun
     return comparisons, [Comparison(c.prompt, c.completions[::-1]) for c in again], dropped
 
 
-def estimate(assignments: list[str]) -> str:
+def estimate(config: JudgeConfig) -> str:
     """What the judge would be asked, and what it would cost at most. Asks nothing."""
-    config = parse(JudgeConfig, override({}, assignments), "trueup judge")
     pairs, second, _ = drawn(config)
     people = [j.comparison for j in read_judged(config.humans)[0]] if config.humans else []
     asked = [(config.judge, config.seed, [*people, *pairs]), (config.judge, config.seed + 1, second)]

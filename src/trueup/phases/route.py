@@ -31,6 +31,7 @@ from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import RECORDED, JudgeSpec, make_judge, pair_scores
 from trueup.judges.asked import PEOPLE, as_judged, ask, on_page, people_say, write_labels
+from trueup.judges.priced import is_server, priced
 from trueup.judges.routing import (
     ASKED,
     NO_LABEL,
@@ -116,9 +117,7 @@ class First:
 def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     budget = budget_of(config)
     history = [row for path in config.history for row in read_audit(path)]
-    comparisons, dropped = pairs_of(config.completions, config.limit, np.random.default_rng(config.seed))
-    if not comparisons:
-        raise UserError(f"{config.completions}: no prompt has two different completions")
+    comparisons, dropped = paired(config)
     first = draw(config, comparisons, budget)
 
     judge = make_judge(config.judge, mesh, seed=config.seed)
@@ -182,6 +181,31 @@ def run_phase(config: RouteConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
     for text in lines(results):
         run.say(text)
     return results
+
+
+def estimate(config: RouteConfig) -> str:
+    """What people would be asked, what the judge would be, and what either would cost at most. Asks nothing."""
+    budget = budget_of(config)
+    comparisons, _ = paired(config)
+    first = draw(config, comparisons, budget)
+    due = {"audit": first.audit, "asked twice": first.twice, "sensitive": first.sensitive, "random": first.random}
+    asked = ", ".join(f"{len(pairs)} {name}" for name, pairs in due.items() if pairs)
+    if config.how == "routed" and first.left:
+        asked += f", hard ones with the {first.left} left"
+    spent = f", {config.price * budget:.6g} at the price given" if config.price else ""
+    lost = f"; dropped: {len(first.unreached)} {UNREACHED}" if first.unreached else ""
+    judge = "not a server"
+    if is_server(config.judge):
+        judge = priced(len(comparisons), [(config.judge, config.seed, comparisons)])
+    return f"people: at most {budget} labels for {len(comparisons)} pairs{spent} ({asked}){lost}\njudge: {judge}"
+
+
+def paired(config: RouteConfig) -> tuple[list[Comparison], Counter[str]]:
+    """The pairs, and what was left out, with the reason. Raises UserError where there are none."""
+    comparisons, dropped = pairs_of(config.completions, config.limit, np.random.default_rng(config.seed))
+    if not comparisons:
+        raise UserError(f"{config.completions}: no prompt has two different completions")
+    return comparisons, dropped
 
 
 def budget_of(config: RouteConfig) -> int:
