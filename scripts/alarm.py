@@ -44,7 +44,6 @@ from scripts.seeds import given_of, label, over_all, parser_of  # noqa: E402
 from trueup.agreement import wilson  # noqa: E402
 from trueup.recipe import Stage, load_recipe, resolve, run_recipe  # noqa: E402
 from trueup.records import Comparison, Verdict  # noqa: E402
-from trueup.watch import kl_at_next  # noqa: E402
 from trueup.world.interface import BUILT_IN, load_world  # noqa: E402
 
 Stages = dict[str, dict[str, Any]]
@@ -249,11 +248,8 @@ def graded(stages: Mapping[str, Stage], name: str) -> dict[str, Any]:
     alarm = watched["alarm"] or {"step": None, "rule": None}
     out["fired"] = {ALARM: alarm["step"], **{signal: rule(rows) for signal, rule in SIGNALS.items()}}
     out["rule"] = alarm["rule"]
-    budget = watched["kl_budget"]
-    every = stages[name].config.watch.every  # type: ignore[attr-defined]
-    steps, nats = curve(rows, "kl")
-    coming = [(step + 1, kl_at_next(nats[: i + 1], every)) for i, step in enumerate(steps)]
-    out["fired"][OWN_KL] = next((s for s, at in coming if budget and at and at[1] > budget), None)
+    budget = watched["kl_budget"] or math.inf
+    out["fired"][OWN_KL] = first([(s + 1, v) for s, v in checks(rows, "kl_ahead")], lambda v: v > budget)
     audits = [(c["step"], c["audited"], c["pairs"]) for c in watched["checks"] if c["pairs"]]
     out["kept"] = {
         "last": max(gold),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from trueup.records import Comparison, Completion, Prompt, UserError
 from trueup.report.diagnosis import ERROR, diagnose
 from trueup.report.page import write_report
 from trueup.report.read import read_run
-from trueup.watch import kl_at_next, kl_budget, phrases
+from trueup.watch import Watch, Watcher, held_at, kl_at_next, kl_budget, phrases
 
 PPO = {
     "phase": "ppo",
@@ -205,14 +207,72 @@ def test_the_budget_is_where_another_nat_gains_less_than_is_known():
     assert kl_budget(100) == kl_budget(2) == 1.0
 
 
-def test_kl_is_foretold_by_a_line_through_the_last_steps():
-    rising = [0.1 * i for i in range(30)]
+def test_kl_is_foretold_as_the_square_of_a_way_at_an_even_speed():
+    rising = [(0.1 * i) ** 2 for i in range(30)]
     assert kl_at_next(rising[:4], 10) is None
-    assert kl_at_next(rising[:5], 10) == pytest.approx((0.4, 0.9))  # no further ahead than five steps
-    assert kl_at_next(rising, 3) == pytest.approx((2.9, 3.2)) and kl_at_next(rising, 100) == pytest.approx((2.9, 3.9))
-    assert kl_at_next([9.0] * 20 + rising[:10], 10) == pytest.approx((0.9, 1.9))  # ten steps are looked at
-    assert kl_at_next(rising[::-1], 10) == pytest.approx((0.0, 0.0))
-    assert kl_at_next([1.0, 3.0] * 5, 10) == pytest.approx((2 + 4.5 * 5 / 82.5, 2 + 14.5 * 5 / 82.5))
+    assert kl_at_next(rising[:5], 10) == pytest.approx((0.4**2, 0.9**2))  # no further ahead than five steps
+    assert kl_at_next(rising, 3) == pytest.approx((2.9**2, 3.2**2))
+    assert kl_at_next(rising, 100) == pytest.approx((2.9**2, 3.9**2))
+    assert kl_at_next([9.0] * 20 + rising[:10], 10) == pytest.approx((0.9**2, 1.9**2))  # ten steps are looked at
+    assert kl_at_next(rising[9::-1], 10) == pytest.approx((0.0, 0.0), abs=1e-9)  # a fall is not foretold
+    assert kl_at_next([-0.1] * 6, 10) == (0.0, 0.0)  # an estimate of a KL of 0 may be below it
+    assert kl_at_next([1.0, 9.0] * 5, 10) == pytest.approx(((2 + 4.5 * 5 / 82.5) ** 2, (2 + 14.5 * 5 / 82.5) ** 2))
+
+
+def test_a_penalty_holds_the_policy_which_goes_ever_slower():
+    """What climbs a gain of a s less b s^2, s = sqrt(KL), with any step size r: s' = s + r (a - 2 b s)."""
+    a, b, r = 0.8, 0.25, 0.1
+    way = [0.0]
+    while len(way) < 60:
+        way.append(way[-1] + r * (a - 2 * b * way[-1]))
+    kl = [s * s for s in way]
+    rest = held_at(a * way[20], 0.0, way[20], b)
+    assert rest == pytest.approx(a / (2 * b))
+    now, then = kl_at_next(kl[:20], 10, rest)
+    assert then == pytest.approx(kl[29], rel=0.1) and now == pytest.approx(kl[19], rel=0.05)
+    assert kl_at_next(kl[:20], 10)[1] > 1.25 * kl[29]  # at an even speed it would go farther
+    assert kl_at_next(kl[:20], 10, 100.0)[1] == pytest.approx(kl_at_next(kl[:20], 10)[1], rel=0.01)
+    now, then = kl_at_next(kl[:20], 10, way[10])  # beyond where it is held it goes no farther
+    assert then == now > way[10] ** 2
+    assert held_at(1.0, 0.0, 1.0, 0.0) == np.inf
+    assert held_at(1.0, 0.1, 2.0, 0.5) == pytest.approx(0.8 / 2 / 1.0) and held_at(1.0, 0.6, 2.0, 0.5) == 0
+
+
+def test_the_alarm_knows_what_the_penalty_will_hold():
+    """At every step: from the gain over the start in the last five, its error there and at the start, and their KL."""
+    watcher = Watcher.__new__(Watcher)
+    watcher.config, watcher.budget, watcher.heldout, watcher.alarm = Watch(every=10), None, None, None
+    watcher.last, watcher.recent, watcher.length, watcher.phrases = [], [], (1.0, 1.0), Counter()
+    watcher.own, watcher.said, watcher.by_category = (0.3, 1.5), 256, {}
+    rng = np.random.default_rng(0)
+    scores = [0.3 + 0.2 * i + rng.normal(size=32) for i in range(12)]
+    kl = [(0.1 * i) ** 2 + 0.01 for i in range(12)]
+    for step in range(12):
+        rollout = SimpleNamespace(
+            completions=[Completion("yes", ids=(1,))] * 32,
+            prompts=[Prompt(({"role": "user", "content": "q"},))] * 32,
+            scores=torch.tensor(scores[step]),
+            k1=torch.full((32, 4), kl[step] / 4, dtype=torch.float64),
+        )
+        found = watcher.follow(step, rollout, None, 0.5).get("kl_ahead")
+        some = range(max(0, step - 4), step + 1)
+        gain, way = np.mean([scores[i].mean() - 0.3 for i in some]), np.mean([np.sqrt(kl[i]) for i in some])
+        error = np.sqrt(sum(scores[i].var() / 32 for i in some) / len(some) ** 2 + 1.5**2 / 256)
+        wanted = kl_at_next(kl[: step + 1], 10, held_at(gain, error, way, 0.5))
+        assert found == (None if wanted is None else pytest.approx(wanted[1]))
+    assert found < 0.8 * kl_at_next(kl, 10)[1]  # it matters here
+
+
+def test_ppo_tells_the_alarm_its_penalty(toy):
+    ends = {}
+    for coef in (0.0, 50.0):
+        keys = {**PPO, "kl_coef": coef, "steps": 6, "watch": {"kl_budget": 1e9, "every": 2}}
+        log = [row for row in metrics(run(toy, {"ppo": keys}, name=f"held-{coef}")["ppo"]) if "kl" in row]
+        assert ["kl_ahead" in row for row in log] == [False] * 4 + [True] * 2
+        ends[coef] = log[-1]["kl_ahead"], kl_at_next([row["kl"] for row in log], 2)
+    assert ends[0.0][0] == pytest.approx(ends[0.0][1][1], rel=1e-5)
+    now, free = ends[50.0][1]
+    assert free > 1.01 * now and ends[50.0][0] == pytest.approx(now, rel=1e-5)  # it is beyond where it is held
 
 
 def test_a_budget_of_its_own_comes_from_what_the_proxy_learned_from(toy, mesh):

@@ -44,7 +44,7 @@ version is audited again, and of the start's own answers."""
 WORDS = 3
 """Words in a phrase."""
 KL_STEPS, KL_LEAST = 10, 5
-"""KL at the next check is foretold by a line through so many last steps, at the most and at the least."""
+"""KL at the next check is foretold from so many last steps, at the most and at the least."""
 RARE, OFTEN = 0.01, 0.1
 """A phrase is new style where at most this share of the start's answers has it, and at least that of the policy's."""
 AUDITOR = 500_000
@@ -64,7 +64,7 @@ class Watch(Config):
     heldout: Spec | None = None
     """A reward model trained on comparisons that the proxy never saw (`part` of phase reward); only logged."""
     kl_budget: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
-    """Alarm where KL is above this, in nats per completion, or at its present rate will be by the next check; tried at
+    """Alarm where KL is above this, in nats per completion, or will be by the next check as the policy goes; tried at
     every step. auto: `kl_budget` of the answers that the proxy learned from, where its config.json says how many; null:
     never."""
     error: float = Field(0.05, gt=0, lt=1)
@@ -92,15 +92,26 @@ def kl_budget(answers: int) -> float:
     return high
 
 
-def kl_at_next(kl: Sequence[float], every: int) -> tuple[float, float] | None:
-    """KL now and at the next check, by the straight line through the last steps' own, no further ahead than it looks
-    back; a fall is not foretold. None of fewer than `KL_LEAST`. An alarm at the budget itself comes too late: gold has
-    lost most where KL is fastest."""
-    last = np.asarray(kl[-KL_STEPS:], dtype=np.float64)
+def kl_at_next(kl: Sequence[float], every: int, rest: float = math.inf) -> tuple[float, float] | None:
+    """KL now and at the next check, from that of the last steps, no further ahead than it looks back; a fall is not
+    foretold. None of fewer than `KL_LEAST`. PPO moves a policy at an even speed, and its KL grows as the square of the
+    way: so the line goes through sqrt(KL). Nearer to `rest`, in sqrt(nats), where a penalty holds it, it goes slower, as
+    what follows a gain less a penalty of KL does: in proportion to the way that is left."""
+    last = np.sqrt(np.maximum(np.asarray(kl[-KL_STEPS:], dtype=np.float64), 0))
     if len(last) < KL_LEAST:
         return None
-    slope, now = np.polyfit(np.arange(len(last)) - len(last) + 1, last, 1)
-    return float(now), float(now + max(slope, 0.0) * min(every, len(last)))
+    speed, now = np.polyfit(np.arange(len(last)) - len(last) + 1, last, 1)
+    now, on, left = max(float(now), 0.0), max(float(speed), 0.0) * min(every, len(last)), rest - float(now)
+    if left < math.inf:
+        on = left * -math.expm1(-on / left) if left > 0 else 0.0
+    return now**2, (now + on) ** 2
+
+
+def held_at(gain: float, error: float, way: float, kl_coef: float) -> float:
+    """sqrt(KL) at which a penalty surely holds a policy that `way`, in sqrt(nats), gained `gain` with this standard
+    error. With a gain of a x sqrt(KL), less kl_coef x KL, that is a / (2 kl_coef). Gains grow slower (Gao et al. 2022),
+    so it is the farthest; a is taken two standard errors low, lest chance set off an alarm."""
+    return max(gain - 2 * error, 0.0) / max(way, 1e-6) / (2 * kl_coef) if kl_coef else math.inf
 
 
 @dataclass
@@ -144,7 +155,7 @@ class Watcher:
         self.answers = answers
         self.checks: list[Check] = []
         self.alarm: dict[str, Any] | None = None
-        self.kl: list[float] = []  # of the last steps
+        self.last: list[tuple[float, float, float]] = []  # of the last steps: KL, gain, its error squared
         self.recent: list[str] = []  # answers since the last check
 
     # the start, and drift from it
@@ -164,16 +175,18 @@ class Watcher:
         self.phrases = Counter(p for c in said for p in phrases(c.text))
         self.said = count
         self.by_category: dict[str, float] = _means(asked, scores)
+        self.own = float(scores.mean()), max(float(scores.std()), 1e-6)
         if self.heldout:
             values = self.heldout.score(asked, said).value
             self.held = float(values.mean()), max(float(values.std()), 1e-6)
-            self.own = float(scores.mean()), max(float(scores.std()), 1e-6)
 
-    def follow(self, step: int, rollout: Rollout, run: Run) -> dict[str, float]:
-        """The signals of a step, from its rollout; KL is tried against its budget."""
-        texts = [c.text for c in rollout.completions]
-        self.kl = [*self.kl, float(rollout.k1.sum(1).mean())][-KL_STEPS:]
-        coming = kl_at_next(self.kl, self.config.every)
+    def follow(self, step: int, rollout: Rollout, run: Run, kl_coef: float) -> dict[str, float]:
+        """The signals of a step, from its rollout; KL is tried against its budget. `kl_coef`: the present one, taken to
+        be in the score's unit."""
+        texts, scores = [c.text for c in rollout.completions], rollout.scores.numpy()
+        own = float(scores.mean()) - self.own[0], float(scores.var()) / len(scores)
+        self.last = [*self.last, (float(rollout.k1.sum(1).mean()), *own)][-KL_STEPS:]
+        coming = kl_at_next([kl for kl, _, _ in self.last], self.config.every, self._held(kl_coef))
         if self.budget is not None and coming is not None and coming[1] > self.budget:
             now, then = coming
             far = f"KL is {now:.1f} nats a completion" + (
@@ -189,15 +202,23 @@ class Watcher:
             "style_share": self._style(texts)[0],
             "alarm": self._raised(step),
         }
+        if coming is not None:
+            out["kl_ahead"] = coming[1]
         if self.heldout:
             theirs = (self.heldout.score(rollout.prompts, rollout.completions).value - self.held[0]) / self.held[1]
-            own = (rollout.scores.numpy() - self.own[0]) / self.own[1]
+            ours = (scores - self.own[0]) / self.own[1]
             out["heldout_gain"] = float(theirs.mean())
-            out["heldout_disagreement"] = float(np.abs(own - theirs).mean()) / math.sqrt(2)
-        for category, mean in _means(rollout.prompts, rollout.scores.numpy()).items():
+            out["heldout_disagreement"] = float(np.abs(ours - theirs).mean()) / math.sqrt(2)
+        for category, mean in _means(rollout.prompts, scores).items():
             if category in self.by_category:
                 out[f"gain/{category}"] = mean - self.by_category[category]
         return out
+
+    def _held(self, kl_coef: float) -> float:
+        """`held_at` of the last steps, together long enough to know their gain."""
+        kl, gains, errors = np.array(self.last[-KL_LEAST:]).T
+        error = math.sqrt(errors.sum() / len(errors) ** 2 + self.own[1] ** 2 / self.said)
+        return held_at(float(gains.mean()), error, float(np.sqrt(np.maximum(kl, 0)).mean()), kl_coef)
 
     def _style(self, texts: Sequence[str]) -> tuple[float, list[tuple[str, float]]]:
         """The share of the answers with a phrase that is new style, and those phrases with their shares."""
@@ -365,11 +386,11 @@ class Watcher:
 
     def state(self) -> dict[str, Any]:
         checks = [asdict(c) for c in self.checks]
-        return {"checks": checks, "alarm": self.alarm, "kl": list(self.kl), "recent": list(self.recent)}
+        return {"checks": checks, "alarm": self.alarm, "last": list(self.last), "recent": list(self.recent)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.checks = [Check(**c) for c in state["checks"]]
-        self.alarm, self.kl, self.recent = state["alarm"], list(state["kl"]), list(state["recent"])
+        self.alarm, self.last, self.recent = state["alarm"], list(state["last"]), list(state["recent"])
 
     def results(self) -> dict[str, Any]:
         return {

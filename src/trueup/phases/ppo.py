@@ -57,7 +57,7 @@ from trueup.scorers import Spec, make_scorer, reward_model_in
 from trueup.watch import Watch, Watcher
 
 WHAT = "moves the policy towards higher scores, held near its start by a KL penalty: far away the score means nothing"
-VERSION = 2
+VERSION = 3
 
 
 class Adaptive(Config):
@@ -217,7 +217,7 @@ def run_phase(config: PPOConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
         metrics = update(config, players, rollout, step, kl.value)
         metrics |= describe_rollout(rollout, kl.value, config.samples)
         if watcher:
-            metrics |= watched | watcher.follow(step, rollout, run)
+            metrics |= watched | watcher.follow(step, rollout, run, kl.value)
         if players.baseline.value is not None:
             metrics["baseline"] = players.baseline.value
         kl.update(metrics["kl"], config.batch)

@@ -311,6 +311,13 @@ PPO: dict[str, Metric] = {
         "Rises: the policy goes where the two learned different things. Steady proves nothing: gold may fall while two "
         "reward models agree in what they overrate.",
     ),
+    "kl_ahead": Metric(
+        "KL that is foretold for the next check (`watch`)",
+        "nats per completion",
+        "Below the budget (`kl_budget` in results.json), and level once a penalty holds the policy.",
+        "Above the budget the alarm is set off. It knows `kl_coef`, and of 0 that nothing will hold the policy: raise it, "
+        "or stop at the alarm.",
+    ),
     "style_share": Metric(
         "New style (`watch`)",
         "share of answers with a three-word phrase that at most 1% of the start's answers have and at least 10% of "

@@ -20,6 +20,7 @@ FIRST: dict[str, list[str]] = {
         "audit",
         "kl",
         "kl_k3",
+        "kl_ahead",
         "heldout_gain",
         "heldout_disagreement",
         "style_share",
