@@ -94,9 +94,9 @@ def kl_budget(answers: int) -> float:
 
 def kl_at_next(kl: Sequence[float], every: int, rest: float = math.inf) -> tuple[float, float] | None:
     """KL now and at the next check, from that of the last steps, no further ahead than it looks back; a fall is not
-    foretold. None of fewer than `KL_LEAST`. PPO moves a policy at an even speed, and its KL grows as the square of the
-    way: so the line goes through sqrt(KL). Nearer to `rest`, in sqrt(nats), where a penalty holds it, it goes slower, as
-    what follows a gain less a penalty of KL does: in proportion to the way that is left."""
+    foretold. None of fewer than `KL_LEAST`. At an even speed KL grows as the square of the way, so the line goes
+    through sqrt(KL). The nearer to `rest`, in sqrt(nats), where a penalty holds the policy, the slower it goes: in
+    proportion to the way that is left, as what climbs a x sqrt(KL) less a penalty of KL does."""
     last = np.sqrt(np.maximum(np.asarray(kl[-KL_STEPS:], dtype=np.float64), 0))
     if len(last) < KL_LEAST:
         return None

@@ -315,8 +315,8 @@ PPO: dict[str, Metric] = {
         "KL that is foretold for the next check (`watch`)",
         "nats per completion",
         "Below the budget (`kl_budget` in results.json), and level once a penalty holds the policy.",
-        "Above the budget the alarm is set off. It knows `kl_coef`, and of 0 that nothing will hold the policy: raise it, "
-        "or stop at the alarm.",
+        "Above the budget the alarm is set off. It knows `kl_coef`, and of 0 that nothing will hold the policy: raise "
+        "it, or stop at the alarm.",
     ),
     "style_share": Metric(
         "New style (`watch`)",
