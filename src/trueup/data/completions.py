@@ -58,3 +58,11 @@ def pairs_of(
             else:
                 out.append(Comparison(prompt, (a, b) if rng.random() < 0.5 else (b, a)))
     return out, dropped
+
+
+def pairs_to_judge(path: str | Path, limit: int, rng: np.random.Generator) -> tuple[list[Comparison], Counter[str]]:
+    """`pairs_of`; raises UserError where there are none."""
+    comparisons, dropped = pairs_of(path, limit, rng)
+    if not comparisons:
+        raise UserError(f"{path}: no prompt has two different completions")
+    return comparisons, dropped

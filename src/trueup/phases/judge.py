@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from trueup.config import Config, Seed, display
-from trueup.data.completions import pairs_of
+from trueup.data.completions import pairs_to_judge
 from trueup.engine.mesh import Mesh
 from trueup.judges import JudgeSpec, make_judge, pair_scores
 from trueup.judges.asked import PEOPLE, TO_LABEL, as_judged, ask, on_page, people_say, scaled, write_labels
@@ -119,9 +119,7 @@ def run_phase(config: JudgeConfig, run: Run, mesh: Mesh) -> dict[str, Any]:
 def drawn(config: JudgeConfig) -> tuple[list[Comparison], list[Comparison], Counter[str]]:
     """The pairs; those that are asked about twice, the other way round; what was left out, with the reason."""
     rng = np.random.default_rng(config.seed)
-    comparisons, dropped = pairs_of(config.completions, config.limit, rng)
-    if not comparisons:
-        raise UserError(f"{config.completions}: no prompt has two different completions")
+    comparisons, dropped = pairs_to_judge(config.completions, config.limit, rng)
     again = [c for c in comparisons if rng.random() < config.overlap]
     return comparisons, [Comparison(c.prompt, c.completions[::-1]) for c in again], dropped
 

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from trueup.config import Config, Seed, display, named
-from trueup.data.completions import pairs_of
+from trueup.data.completions import pairs_to_judge
 from trueup.data.files import raw_rows
 from trueup.engine.mesh import Mesh
 from trueup.judges import RECORDED, JudgeSpec, make_judge, pair_scores
@@ -201,11 +201,7 @@ def estimate(config: RouteConfig) -> str:
 
 
 def paired(config: RouteConfig) -> tuple[list[Comparison], Counter[str]]:
-    """The pairs, and what was left out, with the reason. Raises UserError where there are none."""
-    comparisons, dropped = pairs_of(config.completions, config.limit, np.random.default_rng(config.seed))
-    if not comparisons:
-        raise UserError(f"{config.completions}: no prompt has two different completions")
-    return comparisons, dropped
+    return pairs_to_judge(config.completions, config.limit, np.random.default_rng(config.seed))
 
 
 def budget_of(config: RouteConfig) -> int:
